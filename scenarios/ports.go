@@ -118,8 +118,12 @@ func (s PortSet) String() string {
 // MarshalText is the text form.
 func (s PortSet) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
-// UnmarshalText reads the text form.
+// UnmarshalText reads the text form; the empty text is the empty set.
 func (s *PortSet) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*s = nil
+		return nil
+	}
 	p, err := ParsePortSet(string(b))
 	*s = p
 	return err

@@ -1,0 +1,155 @@
+package client
+
+import (
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// A farView is a ledger made easy to ask about one port of one probe. A nil
+// ledger is a view that knows nothing.
+type farView struct {
+	ledger *wire.Ledger
+	syns   map[uint16]int
+	probes map[uint32]*farProbe
+	strays map[farPort][]wire.Event
+}
+
+type farPort struct {
+	transport scenarios.Transport
+	port      uint16
+}
+
+type farProbe struct {
+	seen, answered map[uint16]int
+	events         []wire.Event
+}
+
+func viewOf(l *wire.Ledger) *farView {
+	v := &farView{ledger: l, syns: make(map[uint16]int), probes: make(map[uint32]*farProbe), strays: make(map[farPort][]wire.Event)}
+	if l == nil {
+		return v
+	}
+	for _, c := range l.SYNs {
+		for port := range c.Ports.All {
+			v.syns[port] += c.N
+		}
+	}
+	for _, e := range l.Strays {
+		k := farPort{e.Transport, e.Local.Port()}
+		v.strays[k] = append(v.strays[k], e)
+	}
+	for _, p := range l.Probes {
+		fp := &farProbe{seen: make(map[uint16]int), answered: make(map[uint16]int), events: p.Events}
+		for _, c := range p.Counts {
+			for port := range c.Ports.All {
+				fp.seen[port], fp.answered[port] = c.Seen, c.Answered
+			}
+		}
+		v.probes[p.Probe] = fp
+	}
+	return v
+}
+
+// portEvidence is what both ends have of one port of one probe.
+type portEvidence struct {
+	near      *Observation
+	transport scenarios.Transport
+	maxLoss   float64
+	ledger    bool
+	witness   bool   // SYNs are seen below the sockets
+	bound     bool   // the reflector serves the port; meaningless without a ledger
+	why       string // why it does not serve it
+	seen      int
+	answered  int
+	syns      int
+	events    []wire.Event // with a token that verified
+	strays    []wire.Event // at that port, without one
+}
+
+// at gathers the evidence of one port. For probes that vary their own port,
+// port is that one, and what the reflector binds is judged by the aimed-at one.
+func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) portEvidence {
+	e := portEvidence{near: near, transport: t}
+	if v.ledger == nil {
+		return e
+	}
+	aimed := port
+	if near.ByLocal {
+		aimed = near.Aimed
+	}
+	e.ledger, e.witness = true, v.ledger.Witness != ""
+	e.bound, e.why = v.serves(t, aimed)
+	if p := v.probes[near.Probe]; p != nil {
+		e.seen, e.answered = p.seen[port], p.answered[port]
+		e.events = eventsAt(p.events, t, aimed)
+	}
+	if t == scenarios.TCP {
+		e.syns = v.syns[aimed]
+	}
+	e.strays = v.strays[farPort{t, aimed}]
+	return e
+}
+
+func (v *farView) serves(t scenarios.Transport, port uint16) (bool, string) {
+	set := v.ledger.TCP
+	if t == scenarios.UDP {
+		set = v.ledger.UDP
+	}
+	if set.Contains(port) {
+		return true, ""
+	}
+	for _, u := range v.ledger.Unserved {
+		if u.Transport == t && u.Ports.Contains(port) {
+			return false, u.Reason
+		}
+	}
+	return false, "it is in none of its scenarios"
+}
+
+func eventsAt(list []wire.Event, t scenarios.Transport, port uint16) []wire.Event {
+	var out []wire.Event
+	for _, e := range list {
+		if e.Transport == t && e.Local.Port() == port {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+// arrived tells whether anything of a connection reached the reflector.
+func (e *portEvidence) arrived() bool {
+	return e.seen+e.syns+len(e.events)+len(e.strays) > 0
+}
+
+// count is how many attempts the reflector saw and answered.
+func (e *portEvidence) count() (seen, answered int) {
+	if e.near.Inward {
+		return e.near.Arrived, e.near.Answered
+	}
+	if e.seen > 0 {
+		return e.seen, e.answered
+	}
+	if n := len(e.events); n > 0 {
+		return min(n, max(e.near.Sent, 1)), min(n, max(e.near.Sent, 1))
+	}
+	if e.transport == scenarios.TCP && e.syns > 0 {
+		return min(e.syns, max(e.near.Sent, 1)), 0
+	}
+	return 0, 0
+}
+
+// alteredThere finds an arrival that was ours once but did not verify.
+func (e *portEvidence) alteredThere(fault string) *wire.Event {
+	for i := range e.strays {
+		s := &e.strays[i]
+		if s.Fault == fault && s.Probe == e.near.Probe {
+			return s
+		}
+	}
+	for i := range e.events {
+		if e.events[i].Fault == fault {
+			return &e.events[i]
+		}
+	}
+	return nil
+}

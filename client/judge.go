@@ -1,0 +1,438 @@
+package client
+
+import (
+	"cmp"
+	"encoding/hex"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// What the near end calls faults beyond those of package protocol.
+const (
+	faultICMP       = "icmp"
+	faultUnroutable = "unroutable"
+)
+
+// Loss is judged from this many datagrams, and a path may lose this share of
+// them unless its scenario says otherwise: WebRTC audio conceals about a fifth.
+const (
+	lossFrom    = 10
+	defaultLoss = 0.20
+)
+
+// Judge gives every finding its verdict from both ends' evidence. Where a far
+// end's ledger is missing, silence is silence. Judging again with better
+// ledgers is allowed; that is what merge does.
+func Judge(findings []Finding, ledgers map[Where]*wire.Ledger) {
+	views := make(map[Where]*farView)
+	for _, where := range []Where{WhereFar, WhereLAN, WhereLoop} {
+		views[where] = viewOf(ledgers[where])
+	}
+	for i := range findings {
+		judgeFinding(&findings[i], views[whereOf(findings[i].Direction)])
+	}
+}
+
+// whereOf tells which far end holds the evidence of a path.
+func whereOf(d scenarios.Direction) Where {
+	switch d {
+	case scenarios.LAN:
+		return WhereLAN
+	case scenarios.Loop:
+		return WhereLoop
+	}
+	return WhereFar
+}
+
+// judgeFinding judges every port, groups those that fared alike and sums up.
+func judgeFinding(f *Finding, v *farView) {
+	if len(f.Evidence.Near) == 0 {
+		f.Verdict = Unmeasured // Why is the planner's reason
+		return
+	}
+	var parts []Part
+	total := Attempts{}
+	f.RTT = 0
+	for i := range f.Evidence.Near {
+		o := &f.Evidence.Near[i]
+		for _, p := range judgeRun(o, f, v) {
+			total.Sent += p.Attempts.Sent
+			total.Seen += p.Attempts.Seen
+			total.Answered += p.Attempts.Answered
+			parts = addPart(parts, p)
+		}
+		if o.RTT > 0 && (f.RTT == 0 || o.RTT < f.RTT) {
+			f.RTT = o.RTT
+		}
+	}
+	slices.SortStableFunc(parts, func(a, b Part) int {
+		return cmp.Or(cmp.Compare(a.Target, b.Target), int(a.Ports[0].First)-int(b.Ports[0].First))
+	})
+	f.Attempts, f.Parts, f.Share = &total, nil, nil
+	if len(parts) == 1 {
+		f.Verdict, f.Why = parts[0].Verdict, parts[0].Why
+		return
+	}
+	f.Parts = parts
+	f.Verdict, f.Why = sumUp(parts)
+	share := passing(parts)
+	f.Share = &share
+}
+
+// sumUp is the verdict over parts that differ.
+func sumUp(parts []Part) (Verdict, string) {
+	first := parts[0]
+	same := func(p Part) bool { return p.Verdict == first.Verdict }
+	if !slices.ContainsFunc(parts, func(p Part) bool { return !same(p) }) {
+		return first.Verdict, first.Why // alike but for the reasons, which the parts tell
+	}
+	if slices.ContainsFunc(parts, func(p Part) bool { return p.Verdict.Passes() }) {
+		return Partial, ""
+	}
+	// Nothing passes: the verdict of most ports stands for all, the parts tell the rest.
+	most := slices.MaxFunc(parts, func(a, b Part) int { return a.Ports.Len() - b.Ports.Len() })
+	return most.Verdict, most.Why
+}
+
+// passing is the share of ports (or targets) that pass.
+func passing(parts []Part) float64 {
+	var open, all int
+	for _, p := range parts {
+		all += p.Ports.Len()
+		if p.Verdict.Passes() {
+			open += p.Ports.Len()
+		}
+	}
+	return math.Round(float64(open)/float64(all)*1e6) / 1e6
+}
+
+func addPart(parts []Part, p Part) []Part {
+	for i := range parts {
+		q := &parts[i]
+		if q.Target == p.Target && q.Verdict == p.Verdict && q.Why == p.Why {
+			q.Ports = scenarios.Union(q.Ports, p.Ports)
+			q.Attempts.Sent += p.Attempts.Sent
+			q.Attempts.Seen += p.Attempts.Seen
+			q.Attempts.Answered += p.Attempts.Answered
+			return parts
+		}
+	}
+	return append(parts, p)
+}
+
+// judgeRun judges the ports of one observation.
+func judgeRun(o *Observation, f *Finding, v *farView) []Part {
+	target := ""
+	if len(f.Evidence.Near) > 1 && !o.ByLocal {
+		target = o.Target
+	}
+	type key struct {
+		verdict Verdict
+		why     string
+	}
+	index := make(map[key]int)
+	var parts []Part
+	var k key
+	for port := range o.Ports.All {
+		var sent, seen, answered int
+		if len(o.Probed) == 0 || o.Probed.Contains(port) {
+			e := v.at(o, f.Transport, port)
+			e.maxLoss = cmp.Or(f.MaxLoss, defaultLoss)
+			k.verdict, k.why = e.judge()
+			seen, _ = e.count()
+			sent, answered = o.Sent, o.Answered
+		} // else as the port before: the run was bisected to its edges
+		i, ok := index[k]
+		if !ok {
+			i = len(parts)
+			index[k] = i
+			parts = append(parts, Part{Target: target, Verdict: k.verdict, Why: k.why, Attempts: &Attempts{}})
+		}
+		p := &parts[i]
+		p.Ports = appendPort(p.Ports, port)
+		p.Attempts.Sent += sent
+		p.Attempts.Seen += seen
+		p.Attempts.Answered += answered
+	}
+	return parts
+}
+
+// appendPort adds a port that is higher than all in the set.
+func appendPort(s scenarios.PortSet, port uint16) scenarios.PortSet {
+	if n := len(s); n > 0 && int(s[n-1].Last)+1 == int(port) {
+		s[n-1].Last = port
+		return s
+	}
+	return append(s, scenarios.PortRange{First: port, Last: port})
+}
+
+// judge is the verdict on one port and its proof in a few words.
+func (e *portEvidence) judge() (Verdict, string) {
+	o := e.near
+	switch {
+	case o.Fault == faultUnroutable:
+		return Unmeasured, "this machine has no route there: " + o.Detail
+	case o.Inward:
+		return e.judgeInward()
+	case o.Stage == protocol.StageDone:
+		return e.judgeDone()
+	case o.Fault == faultICMP && o.Answered == 0:
+		return e.judgeICMP()
+	case e.transport == scenarios.UDP:
+		return e.judgeUDP()
+	case o.Stage == protocol.StageConnect:
+		return e.judgeConnect()
+	}
+	return e.judgeBroken()
+}
+
+// judgeDone: every stage completed and verified.
+func (e *portEvidence) judgeDone() (Verdict, string) {
+	o := e.near
+	if why := e.certificateDiffers(); why != "" {
+		return Altered, why
+	}
+	if o.Sent >= lossFrom {
+		if loss := 1 - float64(o.Answered)/float64(o.Sent); loss > e.maxLoss {
+			return Degraded, fmt.Sprintf("%.0f %% of %d datagrams lost; at most %.0f %% are allowed", loss*100, o.Sent, e.maxLoss*100)
+		}
+	}
+	switch {
+	case o.TLS != nil && e.ledger:
+		return Open, o.TLS.Version + ", certificate as sent"
+	case o.TLS != nil:
+		return Open, o.TLS.Version
+	}
+	return Open, o.Detail
+}
+
+// certificateDiffers compares what was served with what was seen.
+func (e *portEvidence) certificateDiffers() string {
+	o := e.near
+	if o.TLS == nil || o.TLS.Certificate == "" || !e.ledger {
+		return ""
+	}
+	served := ""
+	for _, ev := range slices.Concat(e.events, e.strays) {
+		if ev.TLS == nil || ev.TLS.Certificate == "" {
+			continue
+		}
+		if ev.TLS.Certificate == o.TLS.Certificate {
+			return ""
+		}
+		served = ev.TLS.Certificate
+	}
+	if served == "" {
+		return ""
+	}
+	return fmt.Sprintf("TLS intercepted: certificate %.12s was sent, %.12s issued by %q was seen", served, o.TLS.Certificate, o.TLS.Issuer)
+}
+
+// judgeICMP: an ICMP error came and nothing else.
+func (e *portEvidence) judgeICMP() (Verdict, string) {
+	o := e.near
+	name := "an ICMP error"
+	if o.ICMP != nil {
+		name = fmt.Sprintf("%s from %s", o.ICMP.Name, o.ICMP.From)
+	}
+	own := o.ICMP == nil || o.ICMP.From == o.Addr
+	switch {
+	case own && e.ledger && !e.bound:
+		return Refused, name + ": the reflector does not listen there, " + e.why
+	case own && !e.ledger:
+		return Unmeasured, name + ": without the reflector's ledger it cannot be told who sent it"
+	case own:
+		return Rejected, name + ", which the reflector listens on and never sent"
+	}
+	return Rejected, name
+}
+
+// judgeUDP: datagrams that were not all fine.
+func (e *portEvidence) judgeUDP() (Verdict, string) {
+	o := e.near
+	switch {
+	case o.Answered > 0 && o.Stage == protocol.StageData:
+		return Cut, fmt.Sprintf("datagrams of %d bytes vanish, of %d bytes they pass", o.Up, o.Down)
+	case o.Answered > 0 && o.Stage == protocol.StageIdle:
+		return Cut, fmt.Sprintf("after %.3g s of silence the reflector's packet no longer came through", o.Seconds)
+	case o.Invalid > 0:
+		return e.judgeInvalid()
+	case o.Fault != "" && o.Fault != protocol.FaultTimeout:
+		return Unmeasured, "this machine could not send: " + cmp.Or(o.Detail, o.Fault)
+	}
+	if !e.ledger {
+		return Silent, "nothing came back, and the reflector's ledger could not be had"
+	}
+	if s := e.alteredThere(protocol.FaultAltered); s != nil && e.seen == 0 {
+		return Altered, fmt.Sprintf("the request arrived changed (%d bytes, digest %.12s)", s.Length, s.Digest)
+	}
+	return e.judgeSilence()
+}
+
+// judgeInvalid: something came back that does not verify.
+func (e *portEvidence) judgeInvalid() (Verdict, string) {
+	b, _ := hex.DecodeString(e.near.Sample)
+	ours := wire.IsMessage(b)
+	switch {
+	case e.ledger && e.arrived():
+		return Altered, "the reflector's answer arrived changed"
+	case ours:
+		return Altered, "the answer is a wallprobe message that does not verify"
+	case e.ledger:
+		return Impostor, "the answer is not the reflector's, which saw nothing: it begins " + preview(b)
+	}
+	return Impostor, "the answer is not the reflector's: it begins " + preview(b)
+}
+
+func preview(b []byte) string {
+	if len(b) == 0 {
+		return "with nothing"
+	}
+	return fmt.Sprintf("%q", b[:min(len(b), 24)])
+}
+
+// judgeSilence: nothing came back, and there is a ledger.
+func (e *portEvidence) judgeSilence() (Verdict, string) {
+	switch {
+	case e.arrived() && e.transport == scenarios.TCP:
+		return ReplyLost, "the reflector saw the SYN and answered; the answer did not arrive"
+	case e.arrived():
+		return ReplyLost, "the reflector saw it and answered; the answer did not arrive"
+	case !e.bound:
+		return Unmeasured, "the reflector does not serve the port: " + e.why
+	case e.transport == scenarios.TCP && !e.witness:
+		return Silent, "no connection came up, and the reflector cannot see SYNs on its system"
+	}
+	return RequestLost, "the reflector saw nothing"
+}
+
+// judgeConnect: the TCP handshake did not complete.
+func (e *portEvidence) judgeConnect() (Verdict, string) {
+	o := e.near
+	switch o.Fault {
+	case protocol.FaultTimeout:
+		if !e.ledger {
+			return Silent, "nothing came back, and the reflector's ledger could not be had"
+		}
+		return e.judgeSilence()
+	case protocol.FaultRefused, protocol.FaultReset:
+		switch {
+		case !e.ledger:
+			return Unmeasured, "a reset came back; without the reflector's ledger it cannot be told who sent it"
+		case !e.bound:
+			return Refused, "the reflector's host reset the connection: nothing listens there, " + e.why
+		case e.syns > 0:
+			return Rejected, "tcp reset that the reflector never sent; it saw the SYN and accepted it"
+		}
+		return Rejected, "tcp reset that the reflector never sent"
+	}
+	return Unmeasured, "unclassified error: " + cmp.Or(o.Detail, o.Fault)
+}
+
+// judgeBroken: the connection came up, then something went wrong.
+func (e *portEvidence) judgeBroken() (Verdict, string) {
+	o := e.near
+	if why := e.certificateDiffers(); why != "" {
+		return Altered, why
+	}
+	reached := e.arrived()
+	switch {
+	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageData:
+		return Altered, fmt.Sprintf("byte %d on the way back arrived changed", o.Down)
+	case o.Fault == protocol.FaultAltered:
+		return Altered, "the reflector's answer arrived changed"
+	case e.ledger && !reached:
+		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave()
+	case o.Fault == protocol.FaultForeign && reached:
+		return Altered, "the answer arrived changed" + e.gave()
+	case o.Fault == protocol.FaultForeign:
+		return Impostor, "the answer is not the reflector's" + e.gave()
+	}
+	if s := e.alteredThere(protocol.FaultAltered); s != nil {
+		return Altered, "the request arrived changed" + changedAt(s)
+	}
+	if s := e.alteredThere(protocol.FaultForeign); s != nil && o.Stage == protocol.StageToken {
+		return Altered, "the request arrived as something else" + changedAt(s)
+	}
+	if !e.ledger && o.Stage != protocol.StageData && o.Stage != protocol.StageIdle {
+		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had"
+	}
+	return Cut, e.cutWhy()
+}
+
+func changedAt(s *wire.Event) string {
+	if s.Stage == protocol.StageData {
+		return fmt.Sprintf(" (byte %d)", s.BytesIn)
+	}
+	return fmt.Sprintf(" (digest %.12s)", s.Digest)
+}
+
+// gave shows the beginning of an answer that is not ours.
+func (e *portEvidence) gave() string {
+	if e.near.Sample == "" {
+		return ""
+	}
+	b, _ := hex.DecodeString(e.near.Sample)
+	return ": it begins " + preview(b)
+}
+
+// cutWhy names stage, bytes and seconds, and what the far end met.
+func (e *portEvidence) cutWhy() string {
+	o := e.near
+	why := fmt.Sprintf("stage %s: %s", o.Stage, ended(o.Fault))
+	switch o.Stage {
+	case protocol.StageData:
+		why = fmt.Sprintf("after %d bytes received and %d sent: %s", o.Down, o.Up, ended(o.Fault))
+	case protocol.StageIdle:
+		why = fmt.Sprintf("after %.3g s of silence: %s", o.Seconds, ended(o.Fault))
+	}
+	for _, ev := range slices.Concat(e.events, e.strays) {
+		if ev.Fault != "" {
+			return why + fmt.Sprintf("; at the reflector, stage %s: %s", ev.Stage, ended(ev.Fault))
+		}
+	}
+	if o.Fault == protocol.FaultReset {
+		return why + "; the reflector never sent a reset"
+	}
+	return why
+}
+
+// ended says a fault in words.
+func ended(fault string) string {
+	switch fault {
+	case protocol.FaultTimeout:
+		return "nothing more came"
+	case protocol.FaultReset:
+		return "a reset came"
+	case protocol.FaultEOF:
+		return "the connection was closed"
+	}
+	return fault
+}
+
+// judgeInward: the reflector called, this end answered.
+func (e *portEvidence) judgeInward() (Verdict, string) {
+	o := e.near
+	switch {
+	case o.Answered > 0:
+		return Open, "the reflector called and was answered"
+	case o.Detail != "":
+		return Unmeasured, o.Detail
+	case o.Arrived > 0 && o.Fault == protocol.FaultForeign:
+		return Altered, "the answer to the reflector's call arrived changed"
+	case o.Fault == protocol.FaultForeign:
+		return Impostor, "the reflector's call was answered by somebody else"
+	case o.Arrived > 0:
+		return ReplyLost, "the reflector's call arrived here; the answer did not get back"
+	case o.Fault == protocol.FaultTimeout:
+		return RequestLost, "the reflector called; nothing arrived here"
+	case o.Fault == protocol.FaultRefused:
+		return Rejected, "the reflector's call was refused on the way; it never arrived here"
+	}
+	return Rejected, "the reflector's call met: " + o.Fault
+}

@@ -1,0 +1,95 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+// Outcomes tells which of the outcomes for a near role work: the first way
+// whose paths all survive wins.
+func Outcomes(s *scenarios.Scenario, role string, findings []Finding) []Outcome {
+	var out []Outcome
+	for _, o := range s.Outcomes {
+		if slices.Contains(o.Roles, role) {
+			out = append(out, outcome(o, findings))
+		}
+	}
+	return out
+}
+
+func outcome(o scenarios.Outcome, findings []Finding) Outcome {
+	res := Outcome{ID: o.ID, Title: o.Title, Optional: o.Optional}
+	var stopped []string
+	for _, w := range o.Ways {
+		way := walk(w, findings)
+		res.Ways = append(res.Ways, way)
+		switch {
+		case res.Works:
+		case way.Works:
+			res.Works, res.Via = true, w.Title
+		default:
+			res.Unknown = res.Unknown || way.Unknown
+			stopped = append(stopped, fmt.Sprintf("%s: %s", w.Title, strings.Join(way.Stopped, ", ")))
+		}
+	}
+	if res.Works {
+		res.Unknown = false
+	}
+	res.Why = strings.Join(stopped, "; ")
+	return res
+}
+
+// walk tries one way. It is unknown when nothing stops it but something could
+// not be measured.
+func walk(w scenarios.Way, findings []Finding) Way {
+	res := Way{Title: w.Title}
+	blocked := false
+	for _, ref := range w.Paths {
+		id, transport, _ := strings.Cut(ref, "/")
+		found := false
+		for i := range findings {
+			f := &findings[i]
+			if f.Path != id || transport != "" && transport != string(f.Transport) {
+				continue
+			}
+			found = true
+			switch {
+			case survives(f):
+			case f.Verdict == Unmeasured || f.Verdict == Silent:
+				res.Unknown = true
+				res.Stopped = append(res.Stopped, fmt.Sprintf("%s %s", ref, f.Verdict))
+			default:
+				blocked = true
+				res.Stopped = append(res.Stopped, fmt.Sprintf("%s %s", ref, f.Verdict))
+			}
+		}
+		if !found {
+			res.Unknown = true
+			res.Stopped = append(res.Stopped, ref+" not measured from this end")
+		}
+	}
+	res.Unknown = res.Unknown && !blocked
+	res.Works = !blocked && !res.Unknown
+	return res
+}
+
+// half of a range must be open for an application that draws one port at
+// random: then most sessions come up.
+const half = 0.5
+
+// survives tells whether an application gets by with what is left of a path.
+func survives(f *Finding) bool {
+	if f.Verdict != Partial {
+		return f.Verdict.Passes()
+	}
+	switch f.Pick {
+	case scenarios.PickAny:
+		return true
+	case scenarios.PickOne:
+		return f.Share != nil && *f.Share >= half
+	}
+	return false
+}

@@ -1,0 +1,334 @@
+package client
+
+import (
+	"context"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/wallprobe/wallprobe/client/survey"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// Stages of a datagram probe after its first exchange are probes of their own
+// in the ledger, so that their counts stay apart.
+const (
+	sizeStage = 1 << 16
+	idleStage = 2 << 16
+)
+
+// probe runs one probe and gives what it saw, for each port or run of ports.
+func (r *runner) probe(ctx context.Context, p Probe) []Observation {
+	switch {
+	case p.Where == WhereInward:
+		return r.inward(ctx, p)
+	case p.Sweeps() && p.Transport == scenarios.UDP:
+		return r.sweepUDP(ctx, p)
+	case p.Sweeps():
+		return r.sweepTCP(ctx, p)
+	}
+	obs := make([]Observation, p.Ports.Len())
+	var wg sync.WaitGroup
+	i := 0
+	for port := range p.Ports.All {
+		o := &obs[i]
+		i++
+		wg.Go(func() {
+			*o = r.one(ctx, p, port)
+			r.advance(p.ID, 1)
+		})
+	}
+	wg.Wait()
+	return obs
+}
+
+// one probes a single port.
+func (r *runner) one(ctx context.Context, p Probe, port uint16) Observation {
+	switch {
+	case p.Speak == protocol.STUN && p.Transport == scenarios.UDP:
+		return r.stunUDP(ctx, p, port)
+	case p.Speak == protocol.TURN && p.Transport == scenarios.UDP:
+		return r.turnUDP(ctx, p, port)
+	case p.Transport == scenarios.UDP:
+		return r.datagrams(ctx, p, port)
+	}
+	return r.stream(ctx, p, port)
+}
+
+func (r *runner) observe(p Probe, port uint16) Observation {
+	o := Observation{Probe: p.ID, Addr: p.Addr, Target: p.Addr.String(), Ports: scenarios.PortSet{{First: port, Last: port}}}
+	if p.ServerName != "" {
+		o.Target = p.ServerName
+	}
+	return o
+}
+
+// message begins a plain message of a probe.
+func (r *runner) message(p Probe, port uint16, attempt int) wire.Message {
+	f := r.ends[p.Where]
+	return wire.Message{Kind: wire.Request, Offline: f.offline, Port: port, Session: r.res.Session, Probe: p.ID,
+		Attempt: uint16(attempt), Size: wire.MessageSize, Time: time.Now()}
+}
+
+// tries spaces attempts so that the last one still has most of the timeout.
+const tries = 3
+
+func (r *runner) spacing() time.Duration { return r.cfg.Timeout / 8 }
+
+func (r *runner) wait() time.Duration { return r.cfg.Timeout - (tries-1)*r.spacing() }
+
+// rest is how many further datagrams measure the loss once one was lost.
+const rest = 17
+
+// datagrams is the plain exchange over UDP: spaced small datagrams; more of
+// them when one was lost; then a large one, and a late one after silence.
+func (r *runner) datagrams(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.observe(p, port)
+	o.Stage = protocol.StageToken
+	began := time.Now()
+	a := r.survey(ctx, p, port, survey.UDP{Attempts: tries, All: true, Spacing: r.spacing(), Wait: r.wait()}, 0)
+	o.udp(a)
+	if o.Answered == 0 {
+		o.Seconds = time.Since(began).Seconds()
+		return o
+	}
+	if o.Answered < o.Sent {
+		more := r.survey(ctx, p, port, survey.UDP{Attempts: rest, All: true, Spacing: r.spacing() / 4, Wait: r.wait()}, tries)
+		o.Sent += int(more.Sent)
+		o.Answered += int(more.Answered)
+	}
+	o.Fault, o.ICMP = "", nil
+	if p.Datagram > wire.MessageSize && !r.large(ctx, p, port, &o) {
+		return o
+	}
+	if p.Idle > 0 && !r.silence(ctx, p, port, &o) {
+		return o
+	}
+	o.Stage = protocol.StageDone
+	return o
+}
+
+// survey sends a probe's small datagrams to one port; attempts count from base.
+func (r *runner) survey(ctx context.Context, p Probe, port uint16, u survey.UDP, base int) survey.Answer {
+	f := r.ends[p.Where]
+	size := max(wire.MessageSize, p.Datagram*b2i(u.DontFragment))
+	u.Target, u.Ports = p.Addr, scenarios.PortSet{{First: port, Last: port}}
+	u.Request = func(dst []byte, port uint16, attempt int) []byte {
+		m := r.message(p, port, base+attempt)
+		m.Size = size
+		return m.Append(dst, &f.keys)
+	}
+	u.Check = func(port uint16, b []byte) (int, bool) {
+		m, err := wire.Parse(b, &f.keys)
+		return int(m.Attempt) - base, err == nil && m.Kind == wire.Reply && m.Probe == p.ID && m.Port == port
+	}
+	answers, err := u.Run(ctx)
+	if len(answers) == 0 {
+		return survey.Answer{Port: port, Fault: survey.Other, Err: err}
+	}
+	return answers[0]
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// large tries datagrams of the size that the application sends, not to be
+// fragmented. A path that says how small its MTU is has no black hole.
+func (r *runner) large(ctx context.Context, p Probe, port uint16, o *Observation) bool {
+	p.ID += sizeStage
+	began := time.Now()
+	a := r.survey(ctx, p, port, survey.UDP{Attempts: tries, Spacing: r.spacing(), Wait: r.wait(), DontFragment: true, MaxReply: p.Datagram + 1}, 0)
+	switch {
+	case a.Answered > 0:
+		return true
+	case a.Fault == survey.TooBig:
+		o.Detail = "path MTU is told"
+		return true
+	}
+	o.Stage, o.Fault, o.Seconds = protocol.StageData, protocol.FaultTimeout, time.Since(began).Seconds()
+	o.Up, o.Down = int64(p.Datagram), wire.MessageSize
+	return false
+}
+
+// silence asks for a packet after a while and says nothing meanwhile.
+func (r *runner) silence(ctx context.Context, p Probe, port uint16, o *Observation) bool {
+	f := r.ends[p.Where]
+	p.ID += idleStage
+	o.Stage, o.Fault, o.Seconds = protocol.StageIdle, protocol.FaultTimeout, p.Idle.Seconds()
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
+	if err != nil {
+		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		return false
+	}
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	m := r.message(p, port, 0)
+	m.Idle = p.Idle
+	if _, err := c.Write(m.Append(nil, &f.keys)); err != nil {
+		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		return false
+	}
+	c.SetReadDeadline(time.Now().Add(p.Idle + r.cfg.Timeout))
+	buf := make([]byte, 2048)
+	for {
+		n, err := c.Read(buf)
+		if err != nil {
+			return false
+		}
+		if got, err := wire.Parse(buf[:n], &f.keys); err == nil && got.Kind == wire.Late && got.Probe == p.ID {
+			o.Fault, o.Seconds = "", 0
+			return true
+		}
+	}
+}
+
+// udp takes over what a survey saw of one port.
+func (o *Observation) udp(a survey.Answer) {
+	o.Sent, o.Answered, o.Invalid = int(a.Sent), int(a.Answered), int(a.Invalid)
+	o.RTT = ms(a.RTT)
+	o.Sample = hex.EncodeToString(a.Sample[:min(len(a.Sample), 64)])
+	o.Local = a.Local.Addr()
+	o.fault(a)
+}
+
+// fault names what a survey met in the words of package protocol.
+func (o *Observation) fault(a survey.Answer) {
+	if a.ICMP.IsValid() {
+		o.ICMP = &ICMP{Type: a.ICMP.Type, Code: a.ICMP.Code, From: a.ICMP.From, Name: a.ICMP.String()}
+	}
+	if a.Err != nil {
+		o.Detail = a.Err.Error()
+	}
+	switch a.Fault {
+	case survey.None:
+	case survey.Timeout, survey.Unfinished:
+		o.Fault, o.Detail = protocol.FaultTimeout, ""
+	case survey.Reset:
+		o.Fault = protocol.FaultRefused
+	case survey.Unreachable:
+		o.Fault = faultICMP
+	case survey.Unroutable:
+		o.Fault = faultUnroutable
+	default:
+		o.Fault = a.Fault.String()
+	}
+}
+
+// ms is a duration in milliseconds, to the microsecond.
+func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// stream connects and runs the probe's exchange.
+func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.observe(p, port)
+	o.Stage = protocol.StageConnect
+	began := time.Now()
+	c, a := r.dial(ctx, netip.AddrPortFrom(p.Addr, port))
+	o.Sent, o.Answered, o.Local = int(a.Sent), 0, a.Local.Addr()
+	if c == nil {
+		o.fault(a)
+		o.Seconds = time.Since(began).Seconds()
+		return o
+	}
+	defer c.Close()
+	o.RTT = ms(a.RTT)
+	if p.Speak == protocol.STUN || p.Speak == protocol.TURN || p.Speak == protocol.TURNS {
+		r.stunStream(ctx, p, c, &o)
+		return o
+	}
+	f := r.ends[p.Where]
+	res := protocol.Stream(p.Speak).Probe(ctx, c, protocol.Exchange{
+		Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, ServerName: p.ServerName,
+		Bytes: uint32(p.Bytes), Idle: p.Idle, Stall: r.cfg.Timeout, Now: time.Now,
+	})
+	o.stream(res)
+	return o
+}
+
+// stream takes over the result of an exchange.
+func (o *Observation) stream(res protocol.Result) {
+	o.Stage, o.Fault, o.Up, o.Down, o.TLS = res.Stage, res.Fault, res.Up, res.Down, res.TLS
+	o.Seconds = res.Took.Seconds()
+	o.Sample = hex.EncodeToString(res.Sample[:min(len(res.Sample), 64)])
+	o.Seen = res.Seen.Seen
+	if res.Err != nil {
+		o.Detail = res.Err.Error()
+	}
+	if res.Fault == "" {
+		o.Answered, o.Seconds, o.Detail = o.Sent, 0, ""
+		if res.RTT > 0 {
+			o.RTT = ms(res.RTT)
+		}
+	}
+	if res.Stage == protocol.StageIdle {
+		o.Seconds = res.Took.Seconds()
+	}
+}
+
+// dial tries to connect, beginning again a little later while nothing is
+// heard, so that one lost SYN changes nothing. The first answer of any kind counts.
+func (r *runner) dial(ctx context.Context, to netip.AddrPort) (net.Conn, survey.Answer) {
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	type got struct {
+		c net.Conn
+		a survey.Answer
+	}
+	results := make(chan got, tries)
+	sent := 0
+	begin := func() {
+		sent++
+		go func() {
+			c, a := survey.Dial(ctx, netip.AddrPort{}, to)
+			results <- got{c, a}
+		}()
+	}
+	begin()
+	again := time.NewTicker(r.spacing())
+	defer again.Stop()
+	var last got
+	for ended := 0; ended < sent; {
+		select {
+		case <-again.C:
+			if sent < tries {
+				begin()
+			}
+			continue
+		case last = <-results:
+			ended++
+		}
+		if last.c != nil || last.a.Fault != survey.Timeout && last.a.Fault != survey.Unfinished {
+			cancel()
+			for ; ended < sent; ended++ {
+				if late := <-results; late.c != nil {
+					late.c.Close()
+				}
+			}
+			break
+		}
+	}
+	last.a.Sent = uint16(sent)
+	return last.c, last.a
+}
+
+// advance moves the progress of a probe on.
+func (r *runner) advance(id uint32, by int) {
+	r.mu.Lock()
+	r.progress[id] += by
+	done := 0
+	for _, n := range r.progress {
+		done += n
+	}
+	total := r.total
+	r.mu.Unlock()
+	if r.cfg.Progress != nil {
+		r.cfg.Progress(Progress{Done: done, Total: total})
+	}
+}

@@ -1,0 +1,195 @@
+// Package client is the near end: it plans probes from a scenario, sends them
+// side by side, joins what both ends saw, and judges.
+//
+// The way of the data is plan (pure) -> probe (network) -> judge (pure) ->
+// outcomes (pure). A blocked path is data, not an error.
+package client
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// ResultSchema names the JSON form of a Result. It only ever grows.
+const ResultSchema = "wallprobe/result/1"
+
+// A Verdict is one of a closed list; see the constants for what each proves.
+type Verdict string
+
+// The verdicts.
+const (
+	Open        Verdict = "open"         // the exchange completed, unaltered, with our reflector
+	Partial     Verdict = "partial"      // parts of it differ; the finding lists them
+	RequestLost Verdict = "request-lost" // nothing came back and the reflector saw nothing
+	ReplyLost   Verdict = "reply-lost"   // the reflector saw it and answered; the answer did not arrive
+	Refused     Verdict = "refused"      // the reflector's own host refused: nothing listens there
+	Rejected    Verdict = "rejected"     // a reset or ICMP error that the reflector never sent
+	Cut         Verdict = "cut"          // it began and was then broken off or stalled
+	Altered     Verdict = "altered"      // it arrived changed
+	Impostor    Verdict = "impostor"     // somebody answered who is not the reflector
+	Degraded    Verdict = "degraded"     // open, but worse than the scenario allows
+	Silent      Verdict = "silent"       // nothing came back and no ledger could be had
+	Unmeasured  Verdict = "unmeasured"   // could not be tried here; the finding says why
+)
+
+// Verdicts lists them all, best first.
+var Verdicts = []Verdict{Open, Degraded, Partial, Cut, Altered, ReplyLost, RequestLost, Rejected, Refused, Impostor, Silent, Unmeasured}
+
+// Passes tells whether an application could use the path.
+func (v Verdict) Passes() bool { return v == Open || v == Degraded }
+
+// A Result is one scenario measured from one near end.
+type Result struct {
+	Schema    string         `json:"schema"`
+	Program   string         `json:"program,omitempty"`
+	Scenario  string         `json:"scenario"`
+	Version   int            `json:"version"` // of the scenario
+	Role      string         `json:"role"`    // near end
+	Family    string         `json:"family"`  // "ipv4" or "ipv6"
+	Reflector netip.Addr     `json:"reflector"`
+	Session   wire.SessionID `json:"session"`
+	Offline   bool           `json:"offline,omitempty"` // probes were made before control was there
+	Started   time.Time      `json:"started"`
+	Seconds   float64        `json:"seconds"`
+	Complete  bool           `json:"complete"`      // false while probing, and for ever after a kill
+	Why       string         `json:"why,omitempty"` // why it is not complete
+	Control   Control        `json:"control"`
+	Firewall  *Firewall      `json:"firewall,omitempty"`
+	Findings  []Finding      `json:"findings"`
+	Outcomes  []Outcome      `json:"outcomes"`
+	// Ledgers are the far ends' evidence, whole.
+	Ledgers map[Where]*wire.Ledger `json:"ledgers,omitempty"`
+}
+
+// Control tells how the two ends spoke with each other.
+type Control struct {
+	Via   string  `json:"via,omitempty"` // "443/tcp"; empty when no port let it through
+	Tried []Tried `json:"tried,omitempty"`
+}
+
+// Tried is one port that control was tried on.
+type Tried struct {
+	Port  uint16 `json:"port"`
+	Error string `json:"error,omitempty"`
+}
+
+// Firewall is what stood in between, where the program made it itself.
+type Firewall struct {
+	Name  string `json:"name"`
+	Rules []Rule `json:"rules,omitempty"`
+}
+
+// Rule is one rule that counted packets during the run.
+type Rule struct {
+	Chain   string `json:"chain"`
+	Index   int    `json:"index"` // of the rule in its chain, from 1
+	Text    string `json:"text"`
+	Verdict string `json:"verdict,omitempty"` // "drop", "reject", "accept"
+	Packets uint64 `json:"packets"`
+	Bytes   uint64 `json:"bytes"`
+}
+
+// A Finding is the verdict on one path and transport, with both ends' evidence.
+type Finding struct {
+	Path       string              `json:"path"`
+	Title      string              `json:"title"`
+	Need       scenarios.Need      `json:"need"`
+	Direction  scenarios.Direction `json:"direction"`
+	Transport  scenarios.Transport `json:"transport,omitempty"`
+	Ports      scenarios.PortSet   `json:"ports,omitempty"`
+	LocalPorts scenarios.PortSet   `json:"localPorts,omitempty"`
+	Protocol   string              `json:"protocol,omitempty"`
+	Spoken     string              `json:"spoken,omitempty"` // what was sent in the protocol's stead
+	Verdict    Verdict             `json:"verdict"`
+	Attempts   *Attempts           `json:"attempts,omitempty"`
+	RTT        float64             `json:"rtt_ms,omitempty"`
+	Why        string              `json:"why,omitempty"`   // the evidence in one line
+	Pick       scenarios.Pick      `json:"pick,omitempty"`  // how the application uses a range
+	Share      *float64            `json:"share,omitempty"` // of a range that passes, 0 to 1
+	MaxLoss    float64             `json:"maxLoss,omitempty"`
+	Parts      []Part              `json:"parts,omitempty"`
+	Note       string              `json:"note,omitempty"` // what this measurement cannot show
+	Evidence   Evidence            `json:"evidence"`
+}
+
+// Attempts counts what was tried, summed over all ports.
+type Attempts struct {
+	Sent     int `json:"sent"`
+	Seen     int `json:"seen"` // by the reflector
+	Answered int `json:"answered"`
+}
+
+// A Part is a run of ports, or one destination of several, that fared alike.
+type Part struct {
+	Ports    scenarios.PortSet `json:"ports"`
+	Target   string            `json:"target,omitempty"` // name or address, where a path has several
+	Verdict  Verdict           `json:"verdict"`
+	Why      string            `json:"why,omitempty"`
+	Attempts *Attempts         `json:"attempts,omitempty"`
+}
+
+// Evidence is what the near end saw. The far end's is in Result.Ledger.
+type Evidence struct {
+	Near []Observation `json:"near,omitempty"`
+}
+
+// An Observation is what the near end saw of one port, or of a run of ports
+// that fared alike. Numbers are per port. When Probed is set, only those ports
+// were tried and the others of the run are inferred to fare like them.
+type Observation struct {
+	Probe    uint32            `json:"probe"`
+	Target   string            `json:"target"` // address, or name and address
+	Addr     netip.Addr        `json:"addr"`
+	Ports    scenarios.PortSet `json:"ports"` // own ports when ByLocal
+	Probed   scenarios.PortSet `json:"probed,omitempty"`
+	ByLocal  bool              `json:"byLocal,omitempty"` // the probe varied its own port
+	Aimed    uint16            `json:"aimed,omitempty"`   // with ByLocal: the port aimed at
+	Sent     int               `json:"sent"`
+	Answered int               `json:"answered"`
+	Invalid  int               `json:"invalid,omitempty"` // answers that did not verify
+	Stage    string            `json:"stage,omitempty"`   // last stage begun, of package protocol
+	Fault    string            `json:"fault,omitempty"`   // what ended it: of package protocol, "icmp", "unroutable" or an errno's text
+	ICMP     *ICMP             `json:"icmp,omitempty"`
+	Up       int64             `json:"up,omitempty"`      // bytes sent in the failing stage
+	Down     int64             `json:"down,omitempty"`    // bytes received in it
+	Seconds  float64           `json:"seconds,omitempty"` // until the fault
+	RTT      float64           `json:"rtt_ms,omitempty"`
+	TLS      *wire.TLSSeen     `json:"tls,omitempty"`
+	Sample   string            `json:"sample,omitempty"`  // hexadecimal, of an answer that is not ours
+	Detail   string            `json:"detail,omitempty"`  // an error's text, a relayed address
+	Seen     netip.AddrPort    `json:"seen,omitzero"`     // own address as the reflector saw it
+	Local    netip.Addr        `json:"local,omitzero"`    // own address
+	Inward   bool              `json:"inward,omitempty"`  // the reflector called, this end answered
+	Arrived  int               `json:"arrived,omitempty"` // with Inward: calls that arrived here
+}
+
+// ICMP is an ICMP or ICMPv6 error.
+type ICMP struct {
+	Type uint8      `json:"type"`
+	Code uint8      `json:"code"`
+	From netip.Addr `json:"from"`
+	Name string     `json:"name,omitempty"` // in nft words, "icmp admin-prohibited"
+}
+
+// An Outcome says whether something a person wants to work does.
+type Outcome struct {
+	ID       string `json:"id"`
+	Title    string `json:"title"`
+	Works    bool   `json:"works"`
+	Optional bool   `json:"optional,omitempty"`
+	Unknown  bool   `json:"unknown,omitempty"` // too little was measured to say
+	Via      string `json:"via,omitempty"`     // the way that won
+	Why      string `json:"why,omitempty"`     // what stops the ways that come before, or all of them
+	Ways     []Way  `json:"ways"`
+}
+
+// A Way is one way of an outcome.
+type Way struct {
+	Title   string   `json:"title"`
+	Works   bool     `json:"works"`
+	Unknown bool     `json:"unknown,omitempty"`
+	Stopped []string `json:"stopped,omitempty"` // paths that do not survive
+}

@@ -1,0 +1,273 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// Config says what to measure and how.
+type Config struct {
+	Scenario  *scenarios.Scenario
+	Role      string // near end; empty is the scenario's first
+	Reflector netip.Addr
+	Key       wire.Key
+	LAN       netip.Addr     // reflector on a second machine of this network; zero when there is none
+	Loop      netip.Addr     // own loopback address that a reflector listens on; zero when there is none
+	Owned     []netip.Prefix // documented ranges that lead to the reflector, as in a lab
+	Resolve   func(name string) (netip.Addr, bool)
+	Proxy     *url.URL      // for control
+	Timeout   time.Duration // the longest single wait; 0 is DefaultTimeout
+	Rate      int           // packets per second of a sweep; 0 adapts
+	Sweep     bool          // try every port of a range; else edges, a sample, and bisection
+	Bytes     int64         // data phase of TCP paths that say nothing; 0 is DefaultBytes
+	Program   string        // version, told to the reflector
+	Progress  func(Progress)
+	Update    func(Result) // told of the result so far after every probe
+}
+
+// DefaultTimeout leaves room for two retransmissions of a SYN (RFC 6298: 1 s, then 2 s).
+const DefaultTimeout = 3 * time.Second
+
+// Progress tells how far a run is.
+type Progress struct {
+	Done, Total int    // ports
+	Doing       string // what takes longest now
+}
+
+// A runner is one run under way.
+type runner struct {
+	cfg  Config
+	plan Plan
+	ends map[Where]*farEnd
+
+	meeting sync.WaitGroup // attempts at control under way
+	hangUp  context.CancelFunc
+
+	mu       sync.Mutex
+	res      Result
+	seen     map[uint32][]Observation
+	progress map[uint32]int
+	total    int
+}
+
+// Run measures one scenario. Partial results survive: when ctx ends, the result
+// so far comes back together with the cause. A *wire.ControlError says that the
+// reflector refused; every other failure of control is in the result.
+func Run(ctx context.Context, cfg Config) (*Result, error) {
+	r, err := newRunner(cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	if err := r.meet(ctx); err != nil {
+		return nil, err
+	}
+	r.probeAll(ctx)
+	r.finish(ctx)
+	res := r.result()
+	return &res, context.Cause(ctx)
+}
+
+func newRunner(cfg Config) (*runner, error) {
+	if cfg.Timeout <= 0 {
+		cfg.Timeout = DefaultTimeout
+	}
+	if cfg.Role == "" {
+		cfg.Role = cfg.Scenario.NearRoles()[0]
+	}
+	if !slices.Contains(cfg.Scenario.NearRoles(), cfg.Role) {
+		return nil, fmt.Errorf("scenario %s has no near end %q; choose one of %v", cfg.Scenario.Name, cfg.Role, cfg.Scenario.NearRoles())
+	}
+	r := &runner{cfg: cfg, ends: make(map[Where]*farEnd), seen: make(map[uint32][]Observation), progress: make(map[uint32]int)}
+	family := "ipv4"
+	if cfg.Reflector.Is6() {
+		family = "ipv6"
+	}
+	r.res = Result{
+		Schema: ResultSchema, Program: cfg.Program, Scenario: cfg.Scenario.Name, Version: cfg.Scenario.Version, Role: cfg.Role,
+		Family: family, Reflector: cfg.Reflector, Session: wire.NewSessionID(), Started: time.Now(),
+	}
+	for where, addr := range map[Where]netip.Addr{WhereFar: cfg.Reflector, WhereLAN: cfg.LAN, WhereLoop: cfg.Loop} {
+		if addr.IsValid() {
+			r.ends[where] = newFarEnd(where, addr, cfg.Key, r.res.Session, cfg.Proxy)
+		}
+	}
+	return r, nil
+}
+
+func (r *runner) close() {
+	if r.hangUp != nil {
+		r.hangUp()
+	}
+	r.meeting.Wait()
+	for _, f := range r.ends {
+		f.close()
+	}
+}
+
+// meet opens control with every far end. Probing does not wait for a firewall
+// that swallows control: after a part of the timeout it goes on without, and
+// control that comes later still serves to fetch the ledger.
+func (r *runner) meet(ctx context.Context) error {
+	ports := controlPorts(MakePlan(r.cfg.Scenario, r.setting(true)))
+	ctx, r.hangUp = context.WithTimeout(ctx, r.cfg.Timeout)
+	for _, f := range r.ends {
+		f.trying = make(chan error, 1)
+		r.meeting.Go(func() {
+			c, err := f.connect(ctx, ports, r.cfg.Timeout/time.Duration(8*len(ports)), r.cfg.Program)
+			r.mu.Lock()
+			f.contact = c
+			r.mu.Unlock()
+			f.trying <- err
+		})
+	}
+	patience := time.After(r.cfg.Timeout / 4)
+	for _, f := range r.ends {
+		select {
+		case err := <-f.trying:
+			if err != nil {
+				return err
+			}
+			f.adopt()
+			f.trying = nil
+		case <-patience:
+			patience = time.After(0)
+		}
+	}
+	far := r.ends[WhereFar]
+	r.plan = MakePlan(r.cfg.Scenario, r.setting(!far.offline && far.hello.Inward))
+	r.res.Offline = far.offline
+	for _, p := range r.plan.Probes {
+		r.total += max(p.Ports.Len(), p.LocalPorts.Len())
+	}
+	return nil
+}
+
+func (r *runner) setting(inward bool) Setting {
+	c := r.cfg
+	return Setting{Role: c.Role, Reflector: c.Reflector, LAN: c.LAN, Loop: c.Loop, Inward: inward,
+		Owned: c.Owned, Resolve: c.Resolve, Bytes: c.Bytes}
+}
+
+// probeAll runs every probe side by side.
+func (r *runner) probeAll(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, p := range r.plan.Probes {
+		wg.Go(func() {
+			obs := r.probe(ctx, p)
+			r.mu.Lock()
+			r.seen[p.ID] = obs
+			r.mu.Unlock()
+			if r.cfg.Update != nil {
+				r.cfg.Update(r.result())
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// finish fetches the ledgers, trying control once more where it had no way.
+func (r *runner) finish(ctx context.Context) {
+	if ctx.Err() == nil {
+		r.fetch(ctx)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.res.Seconds = time.Since(r.res.Started).Seconds()
+	switch {
+	case ctx.Err() != nil:
+		r.res.Why = "stopped: " + context.Cause(ctx).Error()
+	case r.res.Why == "":
+		r.res.Complete = true
+	}
+}
+
+func (r *runner) fetch(ctx context.Context) {
+	r.meeting.Wait() // at the most until the timeout of the run's beginning
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	for where, f := range r.ends {
+		l, err := f.ledger(ctx)
+		r.mu.Lock()
+		if err != nil && f.base != "" {
+			r.res.Why = fmt.Sprintf("the reflector %s did not give its ledger: %s", f.addr, sentence(err))
+		}
+		if l != nil {
+			if r.res.Ledgers == nil {
+				r.res.Ledgers = make(map[Where]*wire.Ledger)
+			}
+			r.res.Ledgers[where] = l
+		}
+		if where == WhereFar {
+			r.res.Control = Control{Via: f.via, Tried: f.tried}
+		}
+		r.mu.Unlock()
+	}
+}
+
+// result judges what is known so far.
+func (r *runner) result() Result {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	res := r.res
+	res.Findings = findings(r.plan, r.seen)
+	Conclude(&res, r.cfg.Scenario)
+	return res
+}
+
+// Conclude judges the findings of a result from the evidence in it and works
+// out the outcomes. It may be called again after evidence was added.
+func Conclude(res *Result, s *scenarios.Scenario) {
+	Judge(res.Findings, res.Ledgers)
+	res.Outcomes = Outcomes(s, res.Role, res.Findings)
+}
+
+// findings gives every item the observations that answer it.
+func findings(p Plan, seen map[uint32][]Observation) []Finding {
+	out := make([]Finding, 0, len(p.Items))
+	for _, it := range p.Items {
+		f := Finding{
+			Path: it.Path.ID, Title: it.Path.Title, Need: it.Path.Need, Direction: it.Path.Direction, Transport: it.Transport,
+			Ports: it.Path.Ports, LocalPorts: it.Path.LocalPorts, Protocol: it.Path.Protocol, Spoken: it.Spoken,
+			Pick: it.Path.Pick, MaxLoss: it.Path.MaxLoss, Note: it.Note, Verdict: Unmeasured, Why: it.Reason,
+		}
+		for _, part := range it.Parts {
+			for _, o := range seen[part.Probe] {
+				if o.Ports = intersect(o.Ports, part.Ports); len(o.Ports) > 0 {
+					if part.Target != "" {
+						o.Target = part.Target
+					}
+					f.Evidence.Near = append(f.Evidence.Near, o)
+				}
+			}
+		}
+		if len(it.Parts) > 0 && len(f.Evidence.Near) == 0 {
+			f.Why = "not tried: the run ended before"
+		}
+		out = append(out, f)
+	}
+	return out
+}
+
+// intersect gives the ports that are in both sets.
+func intersect(a, b scenarios.PortSet) scenarios.PortSet {
+	var out scenarios.PortSet
+	for _, x := range a {
+		for _, y := range b {
+			first, last := max(x.First, y.First), min(x.Last, y.Last)
+			if first <= last {
+				out = append(out, scenarios.PortRange{First: first, Last: last})
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b scenarios.PortRange) int { return int(a.First) - int(b.First) })
+	return out
+}

@@ -1,0 +1,209 @@
+package client
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/pion/logging"
+	"github.com/pion/turn/v2"
+
+	"github.com/wallprobe/wallprobe/client/survey"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// stageTURN is the stage after a STUN Binding was answered.
+const stageTURN = "turn allocate"
+
+// binder makes STUN Bindings of a probe and knows their answers.
+type binder struct {
+	username, password, label string
+	ids                       map[[12]byte]int // attempt by transaction
+}
+
+func (r *runner) binder(p Probe) *binder {
+	user, pass := wire.TURN(r.cfg.Key, r.res.Session, r.res.Started)
+	return &binder{user, pass, strconv.Itoa(int(p.ID)), make(map[[12]byte]int)}
+}
+
+func (b *binder) request(attempt int) ([]byte, error) {
+	msg, id, err := protocol.Binding(b.username, b.password, b.label)
+	b.ids[id] = attempt
+	return msg, err
+}
+
+// check finds the attempt that an answer belongs to.
+func (b *binder) check(msg []byte) (attempt int, mapped netip.AddrPort, ok bool) {
+	if len(msg) < 20 {
+		return 0, mapped, false
+	}
+	attempt, ok = b.ids[[12]byte(msg[8:20])]
+	if !ok {
+		return 0, mapped, false
+	}
+	mapped, err := protocol.ParseBinding(msg, b.password, [12]byte(msg[8:20]))
+	return attempt, mapped, err == nil
+}
+
+// stunUDP sends authenticated Bindings (RFC 8489 section 9.1).
+func (r *runner) stunUDP(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.observe(p, port)
+	o.Stage = protocol.StageToken
+	b := r.binder(p)
+	answers, err := survey.UDP{
+		Target: p.Addr, Ports: scenarios.PortSet{{First: port, Last: port}}, Attempts: tries, All: true, Spacing: r.spacing(), Wait: r.wait(),
+		Request: func(dst []byte, _ uint16, attempt int) []byte {
+			msg, _ := b.request(attempt) // fails only for names that are too long
+			return append(dst, msg...)
+		},
+		Check: func(_ uint16, msg []byte) (int, bool) {
+			attempt, mapped, ok := b.check(msg)
+			if ok {
+				o.Seen = mapped
+			}
+			return attempt, ok
+		},
+	}.Run(ctx)
+	if len(answers) == 0 {
+		o.Fault, o.Detail = "other", fmt.Sprint(err)
+		return o
+	}
+	o.udp(answers[0])
+	if o.Answered > 0 {
+		o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, "mapped to "+o.Seen.String()
+	}
+	return o
+}
+
+// turnUDP is a Binding and then, from a socket of its own, an allocation.
+func (r *runner) turnUDP(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.stunUDP(ctx, p, port)
+	if o.Stage != protocol.StageDone {
+		return o
+	}
+	c, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		o.Stage, o.Fault, o.Detail = stageTURN, "other", err.Error()
+		return o
+	}
+	defer c.Close()
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port))
+	// The Binding proves this socket's address, so that the reflector may
+	// answer the allocation's first request with more bytes than it has.
+	b := r.binder(p)
+	msg, err := b.request(0)
+	if err == nil {
+		_, err = c.WriteToUDP(msg, to)
+	}
+	if err == nil {
+		c.SetReadDeadline(time.Now().Add(r.cfg.Timeout))
+		_, err = c.Read(make([]byte, 2048))
+	}
+	if err == nil {
+		c.SetReadDeadline(time.Time{})
+		err = r.allocate(ctx, c, to, &o)
+	}
+	o.allocated(err)
+	return o
+}
+
+// allocated ends the stage of the allocation.
+func (o *Observation) allocated(err error) {
+	if err != nil {
+		o.Stage, o.Fault, o.Answered, o.Detail = stageTURN, protocol.FaultOf(err), 0, err.Error()
+		return
+	}
+	o.Stage, o.Fault = protocol.StageDone, ""
+}
+
+// allocate asks for a relayed address (RFC 8656 section 7) and gives it up again.
+func (r *runner) allocate(ctx context.Context, c net.PacketConn, to net.Addr, o *Observation) error {
+	user, pass := wire.TURN(r.cfg.Key, r.res.Session, r.res.Started)
+	quiet := logging.NewDefaultLoggerFactory()
+	quiet.DefaultLogLevel = logging.LogLevelDisabled
+	client, err := turn.NewClient(&turn.ClientConfig{
+		TURNServerAddr: to.String(), STUNServerAddr: to.String(), Conn: c, Username: user, Password: pass, Realm: "wallprobe", LoggerFactory: quiet,
+	})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	defer context.AfterFunc(ctx, client.Close)()
+	timer := time.AfterFunc(r.cfg.Timeout, client.Close)
+	defer timer.Stop()
+	if err := client.Listen(); err != nil {
+		return err
+	}
+	relayed, err := client.Allocate()
+	if err != nil {
+		return err
+	}
+	o.Detail = "relayed by " + relayed.LocalAddr().String()
+	return relayed.Close()
+}
+
+// stunStream speaks STUN or TURN over TCP, in TLS for turns.
+func (r *runner) stunStream(ctx context.Context, p Probe, c net.Conn, o *Observation) {
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	o.Stage = protocol.StageToken
+	c.SetDeadline(time.Now().Add(r.cfg.Timeout))
+	if p.Speak == protocol.TURNS {
+		o.Stage = protocol.StageTLS
+		tc := tls.Client(c, &tls.Config{ServerName: p.ServerName, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}) // #nosec: STUN inside carries MACs
+		if err := tc.HandshakeContext(ctx); err != nil {
+			o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+			return
+		}
+		o.TLS = protocol.SeenTLS(p.ServerName, tc.ConnectionState())
+		c, o.Stage = tc, protocol.StageToken
+	}
+	if err := r.bindStream(p, c, o); err != nil {
+		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		return
+	}
+	if p.Speak != protocol.STUN {
+		c.SetDeadline(time.Time{})
+		err := r.allocate(ctx, turn.NewSTUNConn(c), c.RemoteAddr(), o)
+		if o.allocated(err); err != nil {
+			return
+		}
+	} else {
+		o.Detail = "mapped to " + o.Seen.String()
+	}
+	o.Stage, o.Answered = protocol.StageDone, o.Sent
+}
+
+// bindStream is a Binding over a stream: messages follow each other without
+// further framing (RFC 8489 section 6.2.2).
+func (r *runner) bindStream(p Probe, c net.Conn, o *Observation) error {
+	b := r.binder(p)
+	msg, err := b.request(0)
+	if err != nil {
+		return err
+	}
+	if _, err := c.Write(msg); err != nil {
+		return err
+	}
+	head := make([]byte, 20)
+	if _, err := io.ReadFull(c, head); err != nil {
+		return err
+	}
+	body := make([]byte, int(head[2])<<8|int(head[3]))
+	if len(body) <= 512 {
+		_, err = io.ReadFull(c, body)
+	}
+	_, mapped, ok := b.check(append(head, body...))
+	if !ok {
+		o.Sample = fmt.Sprintf("%x", head)
+		return protocol.ErrForeign
+	}
+	o.Seen = mapped
+	return err
+}

@@ -1,0 +1,252 @@
+package client
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/wallprobe/wallprobe/client/survey"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// A surveyor tries some ports of a sweep.
+type surveyor func(ctx context.Context, ports scenarios.PortSet, progress func(done int)) []survey.Answer
+
+// sweepUDP tries a range with bare messages, over remote or own ports.
+func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
+	f := r.ends[p.Where]
+	byLocal := len(p.LocalPorts) > 0
+	aimed := p.Ports[0].First
+	local := localAddr(p.Addr)
+	ports := p.Ports
+	if byLocal {
+		ports = p.LocalPorts
+	}
+	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
+		u := survey.UDP{
+			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: r.cfg.Rate, Wait: r.cfg.Timeout / 2,
+			Progress: func(done, _ int) { progress(done) },
+			Request: func(dst []byte, port uint16, attempt int) []byte {
+				m := r.message(p, port, attempt)
+				if byLocal {
+					m.Port, m.ByLocal, m.Seen = aimed, true, netip.AddrPortFrom(local, port)
+				}
+				return m.Append(dst, &f.keys)
+			},
+			Check: func(port uint16, b []byte) (int, bool) {
+				m, err := wire.Parse(b, &f.keys)
+				want := port
+				if byLocal {
+					want = aimed
+				}
+				return int(m.Attempt), err == nil && m.Kind == wire.Reply && m.Probe == p.ID && m.Port == want
+			},
+		}
+		if byLocal {
+			u.LocalPorts, u.RemotePort = ports, aimed
+		} else {
+			u.Ports = ports
+		}
+		answers, err := u.Run(ctx)
+		return explained(answers, ports, err)
+	}
+	answers, probed := r.range_(ctx, p, ports, ask)
+	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
+		o.ByLocal = byLocal
+		if byLocal {
+			o.Aimed = aimed
+		}
+		o.Stage = protocol.StageToken
+		o.Sent, o.Invalid = int(a.Sent), int(a.Invalid)
+		o.Sample = hex.EncodeToString(a.Sample[:min(len(a.Sample), 16)])
+		o.fault(a)
+		if o.Answered = int(a.Answered); o.Answered > 0 {
+			o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, ""
+		}
+	})
+}
+
+// sweepTCP connects to every port of a range and exchanges the token.
+func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
+	f := r.ends[p.Where]
+	results := make([]*protocol.Result, 65536)
+	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
+		t := survey.TCP{
+			Target: p.Addr, Ports: ports, Timeout: r.cfg.Timeout / 3, Attempts: tries, Rate: r.cfg.Rate, Limit: r.cfg.Timeout,
+			Progress: func(done, _ int) { progress(done) },
+			Exchange: func(ctx context.Context, c net.Conn, port uint16) error {
+				res := protocol.Stream(p.Speak).Probe(ctx, c, protocol.Exchange{
+					Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, Stall: r.cfg.Timeout, Now: time.Now,
+				})
+				results[port] = &res
+				return res.Err
+			},
+		}
+		answers, err := t.Run(ctx)
+		return explained(answers, ports, err)
+	}
+	answers, probed := r.range_(ctx, p, p.Ports, ask)
+	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
+		o.Stage = protocol.StageConnect
+		o.Sent = int(a.Sent)
+		if res := results[a.Port]; res != nil {
+			o.stream(*res)
+			o.RTT, o.Seen, o.Seconds = 0, netip.AddrPort{}, 0
+			return
+		}
+		o.fault(a)
+	})
+}
+
+// explained gives every port an answer although the survey could not be tried.
+func explained(answers []survey.Answer, ports scenarios.PortSet, err error) []survey.Answer {
+	if len(answers) > 0 || err == nil || errors.Is(err, context.Canceled) {
+		return answers
+	}
+	for port := range ports.All {
+		answers = append(answers, survey.Answer{Port: port, Fault: survey.Other, Err: err})
+	}
+	return answers
+}
+
+// sample is how many ports of a range are tried before bisection, edges not counted.
+const sample = 32
+
+// range_ tries every port, or the edges and a sample and then bisects to the
+// exact boundaries. It returns the answers by port and which ports were tried.
+func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, ask surveyor) (map[uint16]survey.Answer, scenarios.PortSet) {
+	got := make(map[uint16]survey.Answer)
+	last := 0
+	try := func(ports scenarios.PortSet) {
+		for _, a := range ask(ctx, ports, func(done int) { r.advance(p.ID, done-last); last = done }) {
+			got[a.Port] = a
+		}
+		r.advance(p.ID, ports.Len()-last)
+		last = 0
+	}
+	if r.cfg.Sweep {
+		try(ports)
+		return got, nil
+	}
+	next := samples(ports, sample)
+	for len(next) > 0 && ctx.Err() == nil {
+		try(next)
+		next = between(ports, got)
+	}
+	var probed scenarios.PortSet
+	for port := range ports.All {
+		if _, ok := got[port]; ok {
+			probed = appendPort(probed, port)
+		}
+	}
+	return got, probed
+}
+
+// samples are the edges of every range and n ports spread evenly over all.
+func samples(ports scenarios.PortSet, n int) scenarios.PortSet {
+	var all []uint16
+	for port := range ports.All {
+		all = append(all, port)
+	}
+	pick := make(map[uint16]bool)
+	for _, rg := range ports {
+		pick[rg.First], pick[rg.Last] = true, true
+	}
+	for i := range n {
+		pick[all[i*len(all)/n]] = true
+	}
+	var set scenarios.PortSet
+	for _, port := range all {
+		if pick[port] {
+			set = appendPort(set, port)
+		}
+	}
+	return set
+}
+
+// between are the ports half-way between neighbours that fared differently.
+func between(ports scenarios.PortSet, got map[uint16]survey.Answer) scenarios.PortSet {
+	var next scenarios.PortSet
+	for _, rg := range ports {
+		prev := -1
+		for port := int(rg.First); port <= int(rg.Last); port++ {
+			a, ok := got[uint16(port)]
+			if !ok {
+				continue
+			}
+			if prev >= 0 && port-prev > 1 && fared(got[uint16(prev)]) != fared(a) {
+				next = appendPort(next, uint16((prev+port)/2))
+			}
+			prev = port
+		}
+	}
+	return next
+}
+
+// fared is what tells two ports apart.
+func fared(a survey.Answer) string {
+	if a.Answered > 0 && a.ExchangeErr == nil {
+		return "answered"
+	}
+	return fmt.Sprint(a.Fault, a.ICMP, a.Invalid > 0, a.ExchangeErr)
+}
+
+// runs makes observations of answers, one for all ports that fared alike.
+// Ports that were not tried join the run of the port before them.
+func runs(p Probe, got map[uint16]survey.Answer, probed scenarios.PortSet, fill func(*Observation, survey.Answer)) []Observation {
+	ports := p.Ports
+	if len(p.LocalPorts) > 0 {
+		ports = p.LocalPorts
+	}
+	index := make(map[string]int)
+	var out []Observation
+	cur := -1
+	for port := range ports.All {
+		if a, ok := got[port]; ok {
+			o := Observation{Probe: p.ID, Addr: p.Addr, Target: p.Addr.String()}
+			fill(&o, a)
+			if o.Local == (netip.Addr{}) {
+				o.Local = a.Local.Addr()
+			}
+			key := fmt.Sprint(o.Sent, o.Answered, o.Invalid, o.Stage, o.Fault, o.icmpKey(), o.Sample, o.Detail)
+			if cur, ok = index[key]; !ok {
+				cur = len(out)
+				index[key] = cur
+				out = append(out, o)
+			}
+			if probed != nil {
+				out[cur].Probed = appendPort(out[cur].Probed, port)
+			}
+			if rtt := ms(a.RTT); rtt > 0 && (out[cur].RTT == 0 || rtt < out[cur].RTT) {
+				out[cur].RTT = rtt
+			}
+		}
+		if cur >= 0 {
+			out[cur].Ports = appendPort(out[cur].Ports, port)
+		}
+	}
+	return out
+}
+
+func (o *Observation) icmpKey() ICMP {
+	if o.ICMP == nil {
+		return ICMP{}
+	}
+	return *o.ICMP
+}
+
+// localAddr is the address that this machine uses towards another; zero when it has none.
+func localAddr(to netip.Addr) netip.Addr {
+	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, 9)))
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+}

@@ -1,0 +1,292 @@
+package protocol
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// The plain exchange over TCP:
+//
+//	near                              far
+//	Request (token, bytes, idle) ->
+//	                              <-  Reply
+//	bytes of the stream, Done    <->  bytes of the stream, Done     if bytes > 0
+//	                     idle of silence                            if idle > 0
+//	                              <-  Late
+//	Done                         ->
+const (
+	// farStall is how long the far end waits for a peer that stands still.
+	farStall = 10 * time.Second
+	// MaxBytes and MaxIdle bound what a client may ask for.
+	MaxBytes = 64 << 20
+	MaxIdle  = time.Hour
+)
+
+// probePlain is the near end.
+func probePlain(ctx context.Context, c net.Conn, x Exchange) (r Result) {
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	began := time.Now()
+	step := func(stage string, err error) bool {
+		r.Stage, r.Err, r.Fault, r.Took = stage, err, faultOf(err), time.Since(began)
+		return err == nil
+	}
+	if !step(StageToken, x.token(c, &r)) {
+		return r
+	}
+	if x.Bytes > 0 {
+		var err error
+		r.Up, r.Down, err = swap(c, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall)
+		if !step(StageData, err) {
+			return r
+		}
+	}
+	if x.Idle > 0 && !step(StageIdle, x.idle(c)) {
+		return r
+	}
+	step(StageDone, nil)
+	return r
+}
+
+func (x Exchange) message(k wire.Kind) wire.Message {
+	return wire.Message{Kind: k, Offline: x.Offline, Port: x.Port, Session: x.Keys.ID, Probe: x.Probe,
+		Attempt: x.Attempt, Size: wire.MessageSize, Time: x.Now(), Idle: x.Idle, Bytes: x.Bytes}
+}
+
+// token sends the request and reads its answer.
+func (x Exchange) token(c net.Conn, r *Result) error {
+	sent := time.Now()
+	c.SetDeadline(sent.Add(x.Stall))
+	m := x.message(wire.Request)
+	if _, err := c.Write(m.Append(nil, x.Keys)); err != nil {
+		return err
+	}
+	var err error
+	r.Seen, r.Sample, err = readMessage(c, x.Keys, wire.Reply)
+	r.RTT = time.Since(sent)
+	return err
+}
+
+// idle waits for the late message and confirms it.
+func (x Exchange) idle(c net.Conn) error {
+	c.SetDeadline(time.Now().Add(x.Idle + x.Stall))
+	if _, _, err := readMessage(c, x.Keys, wire.Late); err != nil {
+		return err
+	}
+	m := x.message(wire.Request)
+	_, err := c.Write(m.Append(nil, x.Keys))
+	return err
+}
+
+// readMessage reads one message of exactly MessageSize bytes. sample holds what
+// came when it was not ours.
+func readMessage(c net.Conn, k *wire.Keys, want wire.Kind) (m wire.Message, sample []byte, err error) {
+	buf := make([]byte, wire.MessageSize)
+	n, err := io.ReadFull(c, buf)
+	if n >= 4 && !wire.IsMessage(buf) {
+		return m, buf[:n], ErrForeign
+	}
+	if err != nil {
+		return m, buf[:n], err
+	}
+	m, err = wire.Parse(buf, k)
+	if err != nil || m.Kind != want {
+		return m, buf, errAltered
+	}
+	return m, nil, nil
+}
+
+// A half is one end's side of a data phase.
+type half struct {
+	keys    *wire.Keys
+	kind    wire.Kind // Request at the near end, Reply at the far end
+	probe   uint32
+	attempt uint16
+}
+
+func (h half) other() wire.Kind {
+	if h.kind == wire.Request {
+		return wire.Reply
+	}
+	return wire.Request
+}
+
+// swap sends n bytes of this end's stream and last, while it reads n bytes of
+// the other end's and its closing message. stall bounds each pause.
+func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) (up, down int64, err error) {
+	sent := make(chan error, 1)
+	go func() {
+		var err error
+		up, err = sendStream(c, h.keys.NewStream(h.kind, h.probe, h.attempt), n, stall)
+		if err == nil {
+			_, err = c.Write(last.Append(nil, h.keys))
+		}
+		sent <- err
+	}()
+	down, err = checkStream(c, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
+	if err == nil {
+		c.SetReadDeadline(time.Now().Add(stall))
+		_, _, err = readMessage(c, h.keys, h.other())
+	}
+	if err != nil {
+		c.SetWriteDeadline(time.Unix(1, 0)) // the sender must not outlive a failed read
+	}
+	sendErr := <-sent
+	if err == nil {
+		err = sendErr
+	}
+	return up, down, err
+}
+
+const chunk = 16 << 10
+
+func sendStream(c net.Conn, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
+	buf := make([]byte, min(chunk, int(n)))
+	var total int64
+	for total < int64(n) {
+		b := buf[:min(int64(len(buf)), int64(n)-total)]
+		s.Read(b)
+		c.SetWriteDeadline(time.Now().Add(stall))
+		k, err := c.Write(b)
+		total += int64(k)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// checkStream reads n bytes and stops at the first that differs from s.
+func checkStream(c net.Conn, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
+	got, want := make([]byte, min(chunk, int(n))), make([]byte, min(chunk, int(n)))
+	var total int64
+	for total < int64(n) {
+		c.SetReadDeadline(time.Now().Add(stall))
+		k, err := c.Read(got[:min(int64(len(got)), int64(n)-total)])
+		s.Read(want[:k])
+		if !bytes.Equal(got[:k], want[:k]) {
+			for i := range k {
+				if got[i] != want[i] {
+					return total + int64(i), fmt.Errorf("byte %d: %w", total+int64(i), errAltered)
+				}
+			}
+		}
+		total += int64(k)
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// servePlain is the far end. It returns one event.
+func servePlain(ctx context.Context, c net.Conn, far Far) []wire.Event {
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	e := Arrived(c, far.Now())
+	e.Stage = StageToken
+	head := make([]byte, wire.MessageSize)
+	c.SetDeadline(time.Now().Add(farStall))
+	n, err := io.ReadFull(c, head)
+	if err != nil {
+		e.BytesIn, e.Digest = int64(n), digest(head[:n])
+		return failed(e, err)
+	}
+	m, keys, err := far.Prove(head, c.RemoteAddr())
+	e.Session, e.Probe, e.Attempt = m.Session, m.Probe, m.Attempt
+	if err == nil && m.Kind != wire.Request {
+		err = wire.ErrAltered
+	}
+	if err != nil {
+		e.Digest = digest(head)
+		return failed(e, err)
+	}
+	serveVerified(c, far, keys, m, &e)
+	return []wire.Event{e}
+}
+
+// serveVerified goes on after the token proved good.
+func serveVerified(c net.Conn, far Far, keys *wire.Keys, m wire.Message, e *wire.Event) {
+	fail := func(err error) { e.Fault = faultOf(err) }
+	reply := m
+	reply.Kind, reply.Seen, reply.Time = wire.Reply, addrPort(c.RemoteAddr()), far.Now()
+	if _, err := c.Write(reply.Append(nil, keys)); err != nil {
+		fail(err)
+		return
+	}
+	e.Answered = true
+	if m.Bytes > MaxBytes || m.Idle > MaxIdle {
+		fail(fmt.Errorf("asked for %d bytes and %v of idling; at most %d and %v", m.Bytes, m.Idle, MaxBytes, MaxIdle))
+		return
+	}
+	if m.Bytes > 0 {
+		e.Stage = StageData
+		done := reply
+		var err error
+		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, m.Probe, m.Attempt}, m.Bytes, done, farStall)
+		if err != nil {
+			fail(err)
+			return
+		}
+	}
+	if m.Idle > 0 {
+		e.Stage = StageIdle
+		if err := serveIdle(c, keys, reply); err != nil {
+			fail(err)
+			return
+		}
+	}
+	e.Stage = StageDone
+}
+
+// serveIdle keeps silent, sends the late message and waits for its confirmation.
+func serveIdle(c net.Conn, keys *wire.Keys, reply wire.Message) error {
+	c.SetReadDeadline(time.Now().Add(reply.Idle))
+	if n, err := c.Read(make([]byte, 1)); n > 0 || faultOf(err) != FaultTimeout {
+		if err == nil {
+			err = errAltered // the near end says nothing now
+		}
+		return err
+	}
+	reply.Kind = wire.Late
+	c.SetDeadline(time.Now().Add(farStall))
+	if _, err := c.Write(reply.Append(nil, keys)); err != nil {
+		return err
+	}
+	_, _, err := readMessage(c, keys, wire.Request)
+	return err
+}
+
+// Arrived begins the event of a connection.
+func Arrived(c net.Conn, now time.Time) wire.Event {
+	return wire.Event{Time: now, Transport: scenarios.TCP, Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Stage: StageConnect}
+}
+
+func failed(e wire.Event, err error) []wire.Event {
+	e.Fault = faultOf(err)
+	return []wire.Event{e}
+}
+
+func digest(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func addrPort(a net.Addr) netip.AddrPort {
+	if t, ok := a.(*net.TCPAddr); ok {
+		ap := t.AddrPort()
+		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+	}
+	return netip.AddrPort{}
+}

@@ -1,0 +1,65 @@
+package scenarios
+
+import (
+	"slices"
+	"strings"
+)
+
+// SplitRef splits an entry of Way.Paths: "CRD-B4/udp" is path CRD-B4 over UDP
+// only; without a transport, as in "CRD-B4", all transports of the path are meant.
+func SplitRef(ref string) (id string, t Transport) {
+	id, transport, _ := strings.Cut(ref, "/")
+	return id, Transport(transport)
+}
+
+// Owned tells whether the path is probed where role stands, the near end:
+// a path of direction in at the role it goes to, any other where it begins.
+func (p Path) Owned(role string) bool {
+	if p.Direction == In {
+		return slices.Contains(p.To, role)
+	}
+	return slices.Contains(p.From, role)
+}
+
+// PathsFor returns the paths that are probed where role stands, in the order
+// of the file, with those that are unmeasured.
+func (s *Scenario) PathsFor(role string) []Path {
+	var out []Path
+	for _, p := range s.Paths {
+		if p.Owned(role) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// NearRoles returns the roles for which an outcome is asked, in the order of
+// their first appearance.
+func (s *Scenario) NearRoles() []string {
+	var out []string
+	for _, o := range s.Outcomes {
+		for _, role := range o.Roles {
+			if !slices.Contains(out, role) {
+				out = append(out, role)
+			}
+		}
+	}
+	return out
+}
+
+// Ports returns the destination ports of all paths that can be probed, by
+// transport: what a reflector must serve.
+func Ports(list ...*Scenario) (tcp, udp PortSet) {
+	sets := map[Transport][]PortSet{}
+	for _, s := range list {
+		for _, p := range s.Paths {
+			if p.Unmeasured != "" {
+				continue
+			}
+			for _, t := range p.Transport {
+				sets[t] = append(sets[t], p.Ports)
+			}
+		}
+	}
+	return Union(sets[TCP]...), Union(sets[UDP]...)
+}
