@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,7 +31,9 @@ type Config struct {
 	Bytes     int64         // data phase of TCP paths that say nothing; 0 is DefaultBytes
 	Program   string        // version, told to the reflector
 	Progress  func(Progress)
-	Update    func(Result) // told of the result so far after every probe
+	// Update is told after every probe that there is more to see; snapshot judges
+	// what there is so far, which takes a moment for wide ranges.
+	Update func(snapshot func() Result)
 }
 
 // DefaultTimeout leaves room for two retransmissions of a SYN (RFC 6298: 1 s, then 2 s).
@@ -83,8 +86,8 @@ func newRunner(cfg Config) (*runner, error) {
 	if cfg.Role == "" {
 		cfg.Role = cfg.Scenario.NearRoles()[0]
 	}
-	if !slices.Contains(cfg.Scenario.NearRoles(), cfg.Role) {
-		return nil, fmt.Errorf("scenario %s has no near end %q; choose one of %v", cfg.Scenario.Name, cfg.Role, cfg.Scenario.NearRoles())
+	if len(cfg.Scenario.PathsFor(cfg.Role)) == 0 {
+		return nil, fmt.Errorf("scenario %s has no near end %q; choose one of %s", cfg.Scenario.Name, cfg.Role, strings.Join(cfg.Scenario.NearRoles(), ", "))
 	}
 	r := &runner{cfg: cfg, ends: make(map[Where]*farEnd), seen: make(map[uint32][]Observation), progress: make(map[uint32]int)}
 	family := "ipv4"
@@ -167,7 +170,7 @@ func (r *runner) probeAll(ctx context.Context) {
 			r.seen[p.ID] = obs
 			r.mu.Unlock()
 			if r.cfg.Update != nil {
-				r.cfg.Update(r.result())
+				r.cfg.Update(r.result)
 			}
 		})
 	}

@@ -1,0 +1,152 @@
+package survey
+
+import "time"
+
+// Adaptive pace. A path that answers within localRTT is a lab or a LAN and gets
+// localRate; any other gets politeRate, which a 64,512-port sweep in the field
+// was measured to survive without loss.
+const (
+	localRTT   = 2 * time.Millisecond
+	localRate  = 200_000 // packets per second
+	politeRate = 10_000
+	// window bounds the answers expected but not here yet. A socket with
+	// Linux's default receive buffer of 208 KiB holds about 270 small
+	// datagrams, so this cannot overrun a reader that is briefly away.
+	window = 256
+	settle = 10 * time.Millisecond // age at which a packet stops counting
+)
+
+// A pacer says how many packets may leave now.
+//
+// Two limits hold at once: a rate, and a window on the answers that are owed.
+// How many are owed follows from the share of settled packets that were
+// answered: with every port open it is a plain window that follows the far
+// end's reader, with everything dropped nothing is owed and the rate decides.
+// This needs ports in an order in which open ones are spread evenly; see stride.
+type pacer struct {
+	fixed float64       // packets per second; 0 adapts
+	rtt   time.Duration // smallest known; 0 unknown
+
+	tokens  float64
+	last    time.Duration // when tokens were counted
+	share   float64       // of settled packets that were answered
+	hits    int           // packets in the ring that were answered
+	ring    []flight      // packets younger than the settle time, in order of sending
+	head, n int
+	state   []packetState // by key
+}
+
+type flight struct {
+	key int
+	at  time.Duration
+}
+
+type packetState uint8
+
+const (
+	inFlight packetState = iota + 1
+	resolved             // answered within the settle time
+	settled              // older than the settle time
+)
+
+// newPacer paces packets with keys 0 to keys-1.
+func newPacer(rate int, rtt time.Duration, keys int) *pacer {
+	return &pacer{fixed: float64(rate), rtt: rtt, share: 1, ring: make([]flight, 1<<14), state: make([]packetState, keys)}
+}
+
+func (p *pacer) rate() float64 {
+	switch {
+	case p.fixed > 0:
+		return p.fixed
+	case p.rtt > 0 && p.rtt < localRTT:
+		return localRate
+	}
+	return politeRate
+}
+
+// allow returns how many packets, at most limit, may leave now; when none, how
+// long to wait for that if nothing arrives before.
+func (p *pacer) allow(now time.Duration, limit int) (int, time.Duration) {
+	p.expire(now)
+	rate := p.rate()
+	p.tokens = min(p.tokens+rate*(now-p.last).Seconds(), max(1, rate*0.002))
+	p.last = now
+	// Waiting for a handful at a time keeps system calls few at high rates.
+	quantum := min(max(1, rate*0.0003), 64)
+	if p.tokens < quantum {
+		return 0, time.Duration((quantum - p.tokens) / rate * float64(time.Second))
+	}
+	n := min(limit, int(p.tokens))
+	if p.fixed == 0 {
+		// The share only ever nears 0; below one in a thousand nothing is owed.
+		share := max(p.share, 0.001)
+		owed := share*float64(p.n) - float64(p.hits)
+		n = min(n, int((window-owed)/share))
+	}
+	if n <= 0 {
+		return 0, max(time.Microsecond, p.ring[p.head].at+settle-now)
+	}
+	return n, 0
+}
+
+func (p *pacer) sent(key int, now time.Duration) {
+	if p.n == len(p.ring) {
+		p.pop()
+	}
+	p.ring[(p.head+p.n)%len(p.ring)] = flight{key, now}
+	p.n++
+	p.tokens--
+	p.state[key] = inFlight
+}
+
+// answered tells that something came back for a packet; rtt is 0 if unknown.
+func (p *pacer) answered(key int, rtt time.Duration) {
+	if p.state[key] == inFlight {
+		p.hits++
+		p.state[key] = resolved
+	}
+	if rtt > 0 && (p.rtt == 0 || rtt < p.rtt) {
+		p.rtt = rtt
+	}
+}
+
+func (p *pacer) expire(now time.Duration) {
+	for p.n > 0 && now-p.ring[p.head].at >= settle {
+		p.pop()
+	}
+}
+
+func (p *pacer) pop() {
+	key := p.ring[p.head].key
+	p.head = (p.head + 1) % len(p.ring)
+	p.n--
+	hit := 0.0
+	if p.state[key] == resolved {
+		hit = 1
+		p.hits--
+	}
+	p.state[key] = settled
+	p.share += (hit - p.share) / 256
+}
+
+// A stride visits 0 to n-1 once each, neighbours far apart, so that a blocked
+// range is met evenly over the whole survey and a burst of loss never falls on
+// one range.
+type stride struct{ n, step int }
+
+func newStride(n int) stride {
+	step := max(1, int(float64(n)*0.618))
+	for gcd(step, n) != 1 {
+		step++
+	}
+	return stride{n, step}
+}
+
+func (s stride) at(k int) int { return int(uint64(k) * uint64(s.step) % uint64(s.n)) }
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}

@@ -1,0 +1,119 @@
+package survey
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+// A TCP survey connects to each of Target's Ports, or from each of LocalPorts
+// to Target's RemotePort, and hands every connection to Exchange. Exactly one
+// of Ports and LocalPorts must be set. Multipath TCP is off.
+type TCP struct {
+	Target     netip.Addr
+	Ports      scenarios.PortSet // remote ports
+	LocalPorts scenarios.PortSet // own ports; needs RemotePort
+	RemotePort uint16
+	Local      netip.Addr // where to connect from; zero leaves it to the system
+
+	Timeout  time.Duration // of one handshake; 0 is 1 s
+	Attempts int           // tries per port, each on a new socket; 0 is 3; only a silent port is tried again
+	Spacing  time.Duration // between the end of one try and the next; 0 is none
+	Rate     int           // connections begun per second; 0 adapts as in UDP
+	RTT      time.Duration // round-trip time if known beforehand; 0 learns it, and is polite until then
+	InFlight int           // connections at once, exchanges included; 0 is 12,000, or what the descriptor limit leaves
+
+	// Exchange talks over an established connection, which is closed after it
+	// (in the ordinary way: a reset would be evidence of something else). It
+	// is called from many goroutines. Its error is kept in the answer. Nil
+	// only connects.
+	Exchange func(ctx context.Context, c net.Conn, port uint16) error
+	// Limit is the time for one exchange: the end of its context, its deadline,
+	// and when its connection is closed. 0 is 5 s.
+	Limit time.Duration
+	// Workers is how many exchanges run at once; 0 is 1,024.
+	Workers int
+	// Progress, if set, is told a few times a second how many ports are decided.
+	Progress func(done, total int)
+}
+
+// Run surveys and returns one answer per port, ascending. It ends soon after
+// ctx does, with what is known by then and the cause; every exchange has
+// returned. Any other error means that the survey could not be tried at all.
+func (t TCP) Run(ctx context.Context) ([]Answer, error) {
+	t, err := t.complete()
+	if err != nil {
+		return nil, fmt.Errorf("tcp survey of %s: %w", t.Target, err)
+	}
+	answers, err := t.run(ctx)
+	if err != nil {
+		return answers, fmt.Errorf("tcp survey of %s: %w", t.Target, err)
+	}
+	return answers, nil
+}
+
+func (t TCP) complete() (TCP, error) {
+	ports := t.ports()
+	switch {
+	case !t.Target.IsValid():
+		return t, errors.New("no target")
+	case len(t.Ports) > 0 && len(t.LocalPorts) > 0:
+		return t, errors.New("both remote and local ports given")
+	case len(ports) == 0:
+		return t, errors.New("no ports")
+	case len(t.LocalPorts) > 0 && t.RemotePort == 0:
+		return t, errors.New("local ports given without a remote port")
+	}
+	t.Target, t.Local = t.Target.Unmap(), t.Local.Unmap()
+	t.Attempts = defaulted(t.Attempts, 3)
+	if t.Attempts > 255 {
+		return t, fmt.Errorf("%d attempts: at most 255", t.Attempts)
+	}
+	t.Timeout = defaulted(t.Timeout, time.Second)
+	t.Limit = defaulted(t.Limit, 5*time.Second)
+	t.Workers = defaulted(t.Workers, 1024)
+	t.InFlight = defaulted(t.InFlight, 12000)
+	if t.Target.IsLoopback() {
+		t.RTT = defaulted(t.RTT, 50*time.Microsecond)
+	}
+	return t, nil
+}
+
+func (t *TCP) ports() scenarios.PortSet {
+	if len(t.LocalPorts) > 0 {
+		return t.LocalPorts
+	}
+	return t.Ports
+}
+
+// ends are the local and remote end for a surveyed port.
+func (t *TCP) ends(port uint16) (local, remote netip.AddrPort) {
+	if len(t.LocalPorts) > 0 {
+		return netip.AddrPortFrom(t.Local, port), netip.AddrPortFrom(t.Target, t.RemotePort)
+	}
+	return netip.AddrPortFrom(t.Local, 0), netip.AddrPortFrom(t.Target, port)
+}
+
+// exchange runs Exchange on a connection and closes it.
+func (t *TCP) exchange(ctx context.Context, c net.Conn, port uint16) (time.Duration, error) {
+	defer c.Close()
+	if t.Exchange == nil {
+		return 0, nil
+	}
+	// The exchange ends by its deadline; one that moved the deadline loses its
+	// connection a little later.
+	hard, cancel := context.WithTimeout(ctx, t.Limit+200*time.Millisecond)
+	defer cancel()
+	defer context.AfterFunc(hard, func() { c.Close() })()
+	soft, cancel := context.WithTimeout(ctx, t.Limit)
+	defer cancel()
+	start := time.Now()
+	c.SetDeadline(start.Add(t.Limit))
+	err := t.Exchange(soft, c, port)
+	return time.Since(start), err
+}

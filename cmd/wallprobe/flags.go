@@ -1,0 +1,71 @@
+package main
+
+import (
+	"strings"
+
+	"github.com/urfave/cli/v2"
+)
+
+// reorder moves flags in front of arguments, so that "wallprobe lab NAME
+// --json -" reads as "wallprobe lab --json - NAME": people write the thing they
+// mean first. What follows "--" stays as it is.
+func reorder(args []string, app *cli.App) []string {
+	if len(args) < 2 {
+		return args
+	}
+	head, rest := args[:1:1], args[1:]
+	flags := app.Flags
+	commands := app.Commands
+	for len(rest) > 0 {
+		c := find(commands, rest[0])
+		if c == nil {
+			break
+		}
+		head, rest = append(head, rest[0]), rest[1:]
+		flags, commands = c.Flags, c.Subcommands
+	}
+	var options, words []string
+	for i := 0; i < len(rest); i++ {
+		a := rest[i]
+		switch {
+		case a == "--":
+			words = append(words, rest[i:]...)
+			i = len(rest)
+		case len(a) > 1 && a[0] == '-':
+			options = append(options, a)
+			if takesValue(flags, a) && i+1 < len(rest) {
+				i++
+				options = append(options, rest[i])
+			}
+		default:
+			words = append(words, a)
+		}
+	}
+	return append(append(head, options...), words...)
+}
+
+func find(commands []*cli.Command, name string) *cli.Command {
+	for _, c := range commands {
+		if c.HasName(name) {
+			return c
+		}
+	}
+	return nil
+}
+
+// takesValue tells whether a flag is followed by its value.
+func takesValue(flags []cli.Flag, arg string) bool {
+	name := strings.TrimLeft(arg, "-")
+	if strings.Contains(name, "=") {
+		return false
+	}
+	for _, f := range flags {
+		for _, n := range f.Names() {
+			if n == name {
+				_, isBool := f.(*cli.BoolFlag)
+				return !isBool
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,254 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+func labCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "lab",
+		Usage:     "measure through a firewall made here, of network namespaces; needs no root",
+		ArgsUsage: "[SCENARIO...]",
+		Description: "Builds hosts as network namespaces, loads the firewall with nft, and runs the real\n" +
+			"reflector and the real client on its two sides. Without arguments it runs every\n" +
+			"scenario against the main firewalls and prints which application works behind which\n" +
+			"firewall, and by which way.\n\n" +
+			"Firewalls: " + strings.Join(lab.FirewallNames(), ", ") + ",\n" +
+			"or an nft file of your own, whose interfaces are lan0 (inside) and wan0 (outside).",
+		Flags: append([]cli.Flag{
+			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
+			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments)"},
+			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
+			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait"},
+		}, outputFlags()...),
+		Action:      labAction,
+		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
+	}
+}
+
+func labAction(c *cli.Context) error {
+	list, err := loadScenarios(c.Args().Slice())
+	if err != nil {
+		return err
+	}
+	named := c.StringSlice("firewall")
+	if len(named) == 0 {
+		named = lab.Main()
+	}
+	firewalls, err := openFirewalls(named)
+	if err != nil {
+		return err
+	}
+	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
+	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present()); err != nil {
+		return err
+	}
+	if done, err := enterLab(c.Context); done || err != nil {
+		return err
+	}
+	out := newOutput(c)
+	defer out.close()
+	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string) {
+		out.line.Update(done, len(firewalls), doing)
+	})
+	for _, r := range results {
+		out.add(r)
+	}
+	matrix := !c.Args().Present() || len(firewalls) > 1
+	if matrix && out.jsonName != "-" {
+		out.line.Clear()
+		if werr := report.Matrix(c.App.Writer, results, out.text); werr != nil {
+			return werr
+		}
+		if out.jsonName != "" {
+			err = errors.Join(err, out.save(results))
+		}
+	} else {
+		err = errors.Join(err, out.finish())
+	}
+	if err != nil {
+		return err
+	}
+	if matrix {
+		return complete(results)
+	}
+	return verdictStatus(results)
+}
+
+// complete is the exit status of a survey of firewalls: what they block is
+// what they are for.
+func complete(results []*client.Result) error {
+	for _, r := range results {
+		if !r.Complete {
+			return &exitError{exitInconclusive, fmt.Sprintf("%s behind %s: %s", r.Scenario, r.Firewall.Name, r.Why)}
+		}
+	}
+	return nil
+}
+
+// rolesFor chooses the near ends: the one that was asked for, the first of
+// each scenario that was named, or all.
+func rolesFor(list []*scenarios.Scenario, as string, named bool) (func(*scenarios.Scenario) []string, error) {
+	if as != "" {
+		for _, s := range list {
+			if len(s.PathsFor(as)) == 0 {
+				return nil, usage("--as %s: scenario %s has no such near end; it has %s", as, s.Name, strings.Join(s.NearRoles(), ", "))
+			}
+		}
+		return func(*scenarios.Scenario) []string { return []string{as} }, nil
+	}
+	if named {
+		return func(s *scenarios.Scenario) []string { return s.NearRoles()[:1] }, nil
+	}
+	return nil, nil
+}
+
+func openFirewalls(names []string) ([]lab.Firewall, error) {
+	var out []lab.Firewall
+	for _, n := range names {
+		f, err := lab.OpenFirewall(n)
+		if err != nil {
+			return nil, &exitError{exitUsage, err.Error()}
+		}
+		out = append(out, f)
+	}
+	return out, nil
+}
+
+// enterLab goes into the lab's namespaces. done tells that the program ran
+// inside and has ended; err then carries its exit status.
+func enterLab(ctx context.Context) (done bool, err error) {
+	inside, status, err := lab.Enter(ctx)
+	switch {
+	case err != nil:
+		return true, &exitError{exitUsage, err.Error()}
+	case inside:
+		return false, nil
+	case status != 0:
+		return true, &exitError{status: status}
+	}
+	return true, nil
+}
+
+// worlds is how many labs are measured side by side: most of their time is
+// waiting for packets that a firewall swallowed.
+const worlds = 2
+
+// measureAll measures behind every firewall, in worlds of their own. Results
+// come in the order of the firewalls.
+func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement, progress func(done int, doing string)) ([]*client.Result, error) {
+	results := make([][]*client.Result, len(firewalls))
+	errs := make([]error, len(firewalls))
+	var mu sync.Mutex
+	done := 0
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, worlds)
+	for i, f := range firewalls {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if ctx.Err() != nil {
+				errs[i] = context.Cause(ctx)
+				return
+			}
+			results[i], errs[i] = measureOne(ctx, f, m)
+			mu.Lock()
+			done++
+			progress(done, f.Name)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	return slices.Concat(results...), errors.Join(errs...)
+}
+
+func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) ([]*client.Result, error) {
+	cfg := lab.ConfigFor(m.Scenarios)
+	cfg.Firewall = f
+	w, err := lab.Build(ctx, cfg)
+	if err != nil {
+		return nil, labError(err)
+	}
+	defer w.Close()
+	results, err := w.Measure(ctx, m)
+	if err != nil && ctx.Err() == nil {
+		err = &exitError{exitInconclusive, err.Error()}
+	}
+	return results, err
+}
+
+// labError: rules that nft refuses are unreadable input.
+func labError(err error) error {
+	return &exitError{exitUsage, err.Error()}
+}
+
+func execCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "exec",
+		Usage:     "run any program on a host of the lab",
+		ArgsUsage: "-- COMMAND [ARG...]",
+		Description: "Hosts: host and lan2 (inside), firewall, server and other (outside). A reflector with\n" +
+			"every documented port runs on server unless --bare is given. Example:\n" +
+			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
+			&cli.StringFlag{Name: "firewall", Value: "open", Usage: "`NAME|FILE` of the rules"},
+			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
+		},
+		Action: execAction,
+	}
+}
+
+func execAction(c *cli.Context) error {
+	if !c.Args().Present() {
+		return usage("lab exec: which command? Write it after --, for example: wallprobe lab exec -- ip addr")
+	}
+	firewalls, err := openFirewalls([]string{c.String("firewall")})
+	if err != nil {
+		return err
+	}
+	if done, err := enterLab(c.Context); done || err != nil {
+		return err
+	}
+	list, err := scenarios.Builtin()
+	if err != nil {
+		return err
+	}
+	cfg := lab.ConfigFor(list)
+	cfg.Firewall, cfg.Hosts = firewalls[0], []string{"lan2", "other"}
+	w, err := lab.Build(c.Context, cfg)
+	if err != nil {
+		return labError(err)
+	}
+	defer w.Close()
+	if w.Host(c.String("host")) == nil {
+		return usage("--host %s: there are host, lan2, firewall, server and other", c.String("host"))
+	}
+	if !c.Bool("bare") {
+		stop, err := w.StartReflector(c.Context, lab.Measurement{Scenarios: list})
+		if err != nil {
+			return &exitError{exitInconclusive, err.Error()}
+		}
+		defer stop()
+	}
+	status, err := w.Exec(c.Context, c.String("host"), c.Args().Slice())
+	if err != nil {
+		return usage("%v", err)
+	}
+	if status != 0 {
+		return &exitError{status: status}
+	}
+	return nil
+}

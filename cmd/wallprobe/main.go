@@ -1,0 +1,121 @@
+// Command wallprobe tells which paths of an application survive a firewall,
+// and what exactly stops the others, with proof from both ends.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+// Exit statuses.
+const (
+	exitHolds        = 0 // all that was expected holds
+	exitBroken       = 1 // something expected does not hold
+	exitUsage        = 2 // wrong usage or unreadable input
+	exitInconclusive = 3 // void run, or the reflector was not reached
+)
+
+// An exitError ends the program with a status. An empty message is silent:
+// what there is to say was printed.
+type exitError struct {
+	status  int
+	message string
+}
+
+func (e *exitError) Error() string { return e.message }
+
+func usage(format string, args ...any) error {
+	return &exitError{exitUsage, fmt.Sprintf(format, args...)}
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
+}
+
+// run is main without the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	app := &cli.App{
+		Name:  "wallprobe",
+		Usage: "tell which paths of an application survive a firewall, and what stops the others",
+		Description: "A reflector stands outside the firewall and plays every server that the vendor\n" +
+			"documents; this program inside plays the application. Both keep evidence, so the\n" +
+			"answer is exact: the request was lost, the reply was lost, somebody in the middle\n" +
+			"sent that reset.\n\n" +
+			"Without a firewall at hand:      wallprobe lab\n" +
+			"One application, one firewall:   wallprobe lab chrome-remote-desktop --firewall stateful\n" +
+			"Across a real firewall:          wallprobe reflector     on the far side, which prints\n" +
+			"                                 wallprobe run ...       to paste on the near side",
+		Version:              version(),
+		Writer:               stdout,
+		ErrWriter:            stderr,
+		Reader:               os.Stdin,
+		HideHelpCommand:      true,
+		EnableBashCompletion: true,
+		Commands: []*cli.Command{
+			reflectorCommand(), runCommand(), labCommand(), mergeCommand(), scenarioCommand(),
+		},
+		CommandNotFound: func(c *cli.Context, name string) {
+			fmt.Fprintf(stderr, "wallprobe: there is no command %q; see wallprobe --help\n", name)
+		},
+		ExitErrHandler: func(*cli.Context, error) {}, // run decides
+		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
+			return usage("%v", err)
+		},
+		Action: func(c *cli.Context) error {
+			if c.Args().Present() {
+				return usage("there is no command %q; see wallprobe --help", c.Args().First())
+			}
+			return cli.ShowAppHelp(c)
+		},
+	}
+	for _, c := range app.Commands {
+		strict(c)
+	}
+	err := app.RunContext(ctx, reorder(args, app))
+	if err == nil {
+		return exitHolds
+	}
+	status := exitUsage
+	if e, ok := errors.AsType[*exitError](err); ok {
+		status = e.status
+	}
+	if msg := err.Error(); msg != "" {
+		fmt.Fprintf(stderr, "wallprobe: %s\n", msg)
+	}
+	return status
+}
+
+// strict makes wrong flags an error with status 2 instead of a page of help.
+func strict(c *cli.Command) {
+	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
+		return usage("%s: %v; see wallprobe %s --help", c.Name, err, c.Name)
+	}
+	for _, sub := range c.Subcommands {
+		strict(sub)
+	}
+}
+
+// version is the module's version with the commit it was built from.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "unknown"
+	}
+	v := info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" && len(s.Value) >= 10 {
+			v += " " + s.Value[:10]
+		}
+	}
+	return v
+}

@@ -1,0 +1,285 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// outputFlags are those of every command that measures.
+func outputFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "json", Usage: "write the result as JSON to `FILE`, - for standard output"},
+		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
+		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
+	}
+}
+
+func runCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "run",
+		Usage:     "measure across a real firewall, from its inside",
+		ArgsUsage: "SCENARIO...",
+		Description: "SCENARIO is a built-in name (see wallprobe scenario list) or a file of your own.\n" +
+			"On the other side of the firewall a reflector must run; it prints the line to paste here.\n" +
+			"Needs no privilege. Exit status: 0 what people want works, 1 something does not,\n" +
+			"2 wrong usage, 3 inconclusive (the reflector was not reached).",
+		Flags: append([]cli.Flag{
+			&cli.StringFlag{Name: "reflector", Usage: "name or address of the reflector's `HOST`"},
+			&cli.StringFlag{Name: "key", EnvVars: []string{"WALLPROBE_KEY"}, Usage: "the `KEY` that the reflector printed"},
+			&cli.StringFlag{Name: "key-file", Usage: "`FILE` that holds the key"},
+			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first)"},
+			&cli.StringFlag{Name: "family", Usage: "`ipv4 or ipv6` (default: what the reflector's name gives first)"},
+			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
+			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
+			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range, not only edges, a sample and the boundaries between"},
+			&cli.IntFlag{Name: "rate", Usage: "packets a second of a sweep (default: adapts; 5000 to 10000 is polite)"},
+			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
+		}, outputFlags()...),
+		Action: runAction,
+	}
+}
+
+func runAction(c *cli.Context) error {
+	if !c.Args().Present() {
+		return usage("run: which scenario? See wallprobe scenario list, or name a file of your own")
+	}
+	list, err := loadScenarios(c.Args().Slice())
+	if err != nil {
+		return err
+	}
+	cfg, err := runConfig(c)
+	if err != nil {
+		return err
+	}
+	out := newOutput(c)
+	defer out.close()
+	for _, s := range list {
+		cfg.Scenario = s
+		res, err := measure(c.Context, cfg, out)
+		if res != nil {
+			out.add(res)
+		}
+		if err != nil {
+			return errors.Join(out.finish(), err)
+		}
+	}
+	if err := out.finish(); err != nil {
+		return err
+	}
+	return verdictStatus(out.results)
+}
+
+func runConfig(c *cli.Context) (client.Config, error) {
+	cfg := client.Config{
+		Role: c.String("as"), Sweep: c.Bool("sweep"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), Program: version(), Resolve: resolve,
+	}
+	if cfg.Timeout < 100*time.Millisecond {
+		return cfg, usage("--timeout %v: at least 100ms", cfg.Timeout)
+	}
+	var err error
+	if cfg.Key, err = givenKey(c); err != nil {
+		return cfg, err
+	}
+	if c.String("reflector") == "" {
+		return cfg, usage("run: --reflector HOST is needed: the machine beyond the firewall that runs wallprobe reflector")
+	}
+	if cfg.Reflector, err = lookup(c.Context, c.String("reflector"), c.String("family")); err != nil {
+		return cfg, err
+	}
+	if lan := c.String("lan"); lan != "" {
+		if cfg.LAN, err = lookup(c.Context, lan, familyOf(cfg.Reflector)); err != nil {
+			return cfg, err
+		}
+	}
+	for _, text := range c.StringSlice("owned") {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return cfg, usage("--owned %s: not an address range", text)
+		}
+		cfg.Owned = append(cfg.Owned, p)
+	}
+	cfg.Proxy, err = givenProxy(c.String("proxy"))
+	return cfg, err
+}
+
+func givenKey(c *cli.Context) (wire.Key, error) {
+	text := c.String("key")
+	if name := c.String("key-file"); text == "" && name != "" {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return wire.Key{}, usage("key file: %v", err)
+		}
+		text = string(b)
+	}
+	if text == "" {
+		return wire.Key{}, usage("run: --key KEY or --key-file FILE is needed: the reflector printed it when it started")
+	}
+	key, err := wire.ParseKey(text)
+	if err != nil {
+		return key, usage("--key: %v", err)
+	}
+	return key, nil
+}
+
+func givenProxy(text string) (*url.URL, error) {
+	if text == "auto" {
+		for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
+			if text = os.Getenv(name); text != "" {
+				break
+			}
+		}
+		if text == "auto" || text == "" {
+			return nil, nil
+		}
+	}
+	if text == "" {
+		return nil, nil
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Host == "" {
+		return nil, usage("--proxy %s: write it as http://HOST:PORT", text)
+	}
+	return u, nil
+}
+
+func familyOf(a netip.Addr) string {
+	if a.Is6() {
+		return "ipv6"
+	}
+	return "ipv4"
+}
+
+// lookup finds the address of a host, of one family where that is asked for.
+func lookup(ctx context.Context, host, family string) (netip.Addr, error) {
+	network := map[string]string{"": "ip", "ipv4": "ip4", "ipv6": "ip6"}[family]
+	if network == "" {
+		return netip.Addr{}, usage("--family %s: there are ipv4 and ipv6", family)
+	}
+	host = strings.Trim(host, "[]")
+	if a, err := netip.ParseAddr(host); err == nil {
+		if family != "" && familyOf(a.Unmap()) != family {
+			return a, usage("%s is not an %s address", host, family)
+		}
+		return a.Unmap(), nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, network, host)
+	if err != nil || len(addrs) == 0 {
+		return netip.Addr{}, &exitError{exitInconclusive, fmt.Sprintf("the name %s has no %s address: %v", host, network, err)}
+	}
+	return addrs[0].Unmap(), nil
+}
+
+// resolve asks DNS for a documented name.
+func resolve(name string) (netip.Addr, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	addrs, err := net.DefaultResolver.LookupNetIP(ctx, "ip", name)
+	if err != nil || len(addrs) == 0 {
+		return netip.Addr{}, false
+	}
+	return addrs[0].Unmap(), true
+}
+
+// measure runs one scenario, with a reflector of its own for loopback paths.
+func measure(ctx context.Context, cfg client.Config, out *output) (*client.Result, error) {
+	own, err := serveLoop(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	cfg.Loop = own.at
+	cfg.Progress, cfg.Update = out.progress, out.update
+	res, err := client.Run(ctx, cfg)
+	own.stop(res, cfg.Scenario)
+	if refusal, ok := errors.AsType[*wire.ControlError](err); ok {
+		return res, &exitError{exitInconclusive, refusal.Message}
+	}
+	if res == nil {
+		return nil, usage("%v", err)
+	}
+	if err != nil {
+		return res, &exitError{exitInconclusive, "stopped before the end; what was measured so far is kept"}
+	}
+	return res, nil
+}
+
+// verdictStatus is what the exit status says of results.
+func verdictStatus(results []*client.Result) error {
+	status := exitHolds
+	var messages []string
+	for _, r := range results {
+		if !r.Complete {
+			status = exitInconclusive
+			messages = append(messages, r.Why)
+		}
+		if r.Control.Via == "" && len(r.Ledgers) == 0 {
+			status = exitInconclusive
+			messages = append(messages, unreachable(r))
+		}
+		for _, o := range r.Outcomes {
+			switch {
+			case o.Optional || o.Works:
+			case o.Unknown:
+				status = max(status, exitInconclusive)
+			case status == exitHolds:
+				status = exitBroken
+			}
+		}
+	}
+	if status == exitHolds {
+		return nil
+	}
+	return &exitError{status, strings.Join(messages, "\n")}
+}
+
+// unreachable says which ports were tried for control and what each said.
+func unreachable(r *client.Result) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "the reflector %s was not reached on any port:", r.Reflector)
+	said := make(map[string][]string)
+	var order []string
+	for _, t := range r.Control.Tried {
+		if said[t.Error] == nil {
+			order = append(order, t.Error)
+		}
+		said[t.Error] = append(said[t.Error], fmt.Sprint(t.Port))
+	}
+	for _, text := range order {
+		fmt.Fprintf(&b, "\n  %s/tcp: %s", strings.Join(said[text], ","), text)
+	}
+	b.WriteString("\nIs it running, and with this address? If it is, stop it and join both ends' evidence:" +
+		"\n  wallprobe merge RESULT.json REFLECTOR-JOURNAL")
+	return b.String()
+}
+
+// loopPorts are the ports of a scenario's loopback paths.
+func loopPorts(s *scenarios.Scenario, role string) (tcp, udp scenarios.PortSet) {
+	for _, p := range s.PathsFor(role) {
+		if p.Direction != scenarios.Loop {
+			continue
+		}
+		for _, t := range p.Transport {
+			if t == scenarios.TCP {
+				tcp = scenarios.Union(tcp, p.Ports)
+			} else {
+				udp = scenarios.Union(udp, p.Ports)
+			}
+		}
+	}
+	return tcp, udp
+}

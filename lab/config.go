@@ -1,0 +1,275 @@
+package lab
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// An Interface is one of the two interfaces of the firewall host. The prefixes
+// hold the firewall's own address and the width of the network on that side;
+// the hosts there get other addresses of the same networks.
+type Interface struct {
+	Name   string // at most 15 bytes
+	V4, V6 netip.Prefix
+}
+
+// Config says which world to build. The zero Config is a world with the
+// firewall wide open.
+type Config struct {
+	// Firewall is loaded on the firewall host; the zero Firewall has no rules.
+	Firewall Firewall
+
+	// Inside and Outside are the firewall's interfaces. Fields left empty are
+	// lan0, 10.77.1.1/24, fd77:0:0:1::1/64 and wan0, 198.51.100.1/24,
+	// 2001:db8:64::1/64.
+	Inside, Outside Interface
+
+	// Own are address ranges that belong to the server as well: every address
+	// in them reaches it, and it may send from every one. They may overlap
+	// each other but not the networks of the two interfaces.
+	Own []netip.Prefix
+
+	// Names are answered by DNS on every host but the server, whose port 53
+	// belongs to the reflector. "*.example.com" stands for every name below
+	// example.com that is not listed itself, but not for example.com. The
+	// hosts of the lab are known by their own names unless these say otherwise.
+	Names map[string][]netip.Addr
+
+	// Hosts are further hosts to build: "lan2" beside the host, and "other",
+	// which stands outside and is not the server.
+	Hosts []string
+
+	// MTU, in bytes, is that of the firewall's outside link in both
+	// directions; 0 means 1500, as everywhere else. When it is set, all hosts
+	// send packets as they would be on a wire, without segmentation offload,
+	// which would slip through the narrow link.
+	MTU int
+}
+
+// The names of the hosts.
+const (
+	hostName     = "host"
+	lan2Name     = "lan2"
+	firewallName = "firewall"
+	serverName   = "server"
+	otherName    = "other"
+)
+
+// A site is the plan of one host: a namespace and what it contains.
+type site struct {
+	Name    string
+	Links   []link
+	Routes  []route
+	Forward bool // it routes between its links
+	DNS     bool // it has a resolver on its loopback
+	V4, V6  netip.Addr
+}
+
+// A link joins a host to one of the switches.
+type link struct {
+	Name   string
+	Switch string // "lan" or "wan"
+	V4, V6 netip.Prefix
+	MTU    int // bytes; 0 is the kernel's default
+	MAC    net.HardwareAddr
+}
+
+// A route leads to a prefix by way of a neighbour or, without one, makes its
+// addresses the host's own.
+type route struct {
+	To  netip.Prefix
+	Via netip.Addr
+}
+
+var (
+	anyV4 = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	anyV6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+)
+
+// withDefaults fills in the firewall's interfaces.
+func (c Config) withDefaults() Config {
+	fill := func(i *Interface, name, v4, v6 string) {
+		if i.Name == "" {
+			i.Name = name
+		}
+		if !i.V4.IsValid() {
+			i.V4 = netip.MustParsePrefix(v4)
+		}
+		if !i.V6.IsValid() {
+			i.V6 = netip.MustParsePrefix(v6)
+		}
+	}
+	fill(&c.Inside, "lan0", "10.77.1.1/24", "fd77:0:0:1::1/64")
+	fill(&c.Outside, "wan0", "198.51.100.1/24", "2001:db8:64::1/64")
+	return c
+}
+
+// check says what is wrong with a Config whose defaults are filled in.
+func (c Config) check() error {
+	for _, i := range []Interface{c.Inside, c.Outside} {
+		if len(i.Name) > 15 {
+			return fmt.Errorf("interface name %q is longer than 15 bytes", i.Name)
+		}
+		if !i.V4.Addr().Is4() || !i.V6.Addr().Is6() {
+			return fmt.Errorf("interface %s needs an IPv4 and an IPv6 prefix, not %s and %s", i.Name, i.V4, i.V6)
+		}
+	}
+	if c.Inside.Name == c.Outside.Name {
+		return fmt.Errorf("both interfaces of the firewall are called %s", c.Inside.Name)
+	}
+	networks := []netip.Prefix{c.Inside.V4, c.Inside.V6, c.Outside.V4, c.Outside.V6}
+	for _, p := range c.Own {
+		if !p.IsValid() || p != p.Masked() {
+			return fmt.Errorf("range %s has bits set beyond its length", p)
+		}
+	}
+	for i, p := range networks {
+		for _, q := range slices.Concat(networks[i+1:], c.Own) {
+			if p.Overlaps(q) {
+				return fmt.Errorf("networks %s and %s overlap", p.Masked(), q.Masked())
+			}
+		}
+	}
+	for _, h := range c.Hosts {
+		if h != lan2Name && h != otherName {
+			return fmt.Errorf("no host %q to build: there are %s and %s", h, lan2Name, otherName)
+		}
+	}
+	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
+		return fmt.Errorf("mtu %d is not between 1280, the least for IPv6, and 65535", c.MTU)
+	}
+	return nil
+}
+
+// plan turns a Config into the hosts to build: pure, so that it can be
+// compared whole.
+func plan(c Config) ([]site, error) {
+	c = c.withDefaults()
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	p := planner{config: c}
+	p.firewall()
+	p.inner(hostName, 2)
+	p.outer(serverName, 10)
+	if slices.Contains(c.Hosts, lan2Name) {
+		p.inner(lan2Name, 3)
+	}
+	if slices.Contains(c.Hosts, otherName) {
+		p.outer(otherName, 20)
+	}
+	if p.err != nil {
+		return nil, p.err
+	}
+	p.own()
+	return p.sites, nil
+}
+
+type planner struct {
+	config Config
+	sites  []site
+	used   []netip.Addr
+	err    error
+}
+
+func (p *planner) firewall() {
+	in, out := p.config.Inside, p.config.Outside
+	p.used = append(p.used, in.V4.Addr(), in.V6.Addr(), out.V4.Addr(), out.V6.Addr())
+	p.add(site{
+		Name: firewallName, Forward: true, DNS: true,
+		Links: []link{
+			{Name: in.Name, Switch: "lan", V4: in.V4, V6: in.V6},
+			{Name: out.Name, Switch: "wan", V4: out.V4, V6: out.V6, MTU: p.config.MTU},
+		},
+		V4: in.V4.Addr(), V6: in.V6.Addr(),
+	})
+}
+
+// inner adds a host of the LAN, which knows the world through the firewall.
+func (p *planner) inner(name string, number int) {
+	in := p.config.Inside
+	l := p.link("lan", in, number)
+	p.add(site{
+		Name: name, DNS: true, Links: []link{l}, V4: l.V4.Addr(), V6: l.V6.Addr(),
+		Routes: []route{{To: anyV4, Via: in.V4.Addr()}, {To: anyV6, Via: in.V6.Addr()}},
+	})
+}
+
+// outer adds a host of the WAN. It knows the way to the LAN, so that only the
+// firewall's rules decide what gets in.
+func (p *planner) outer(name string, number int) {
+	in, out := p.config.Inside, p.config.Outside
+	l := p.link("wan", out, number)
+	p.add(site{
+		Name: name, DNS: name != serverName, Links: []link{l}, V4: l.V4.Addr(), V6: l.V6.Addr(),
+		Routes: []route{{To: in.V4.Masked(), Via: out.V4.Addr()}, {To: in.V6.Masked(), Via: out.V6.Addr()}},
+	})
+}
+
+// own gives the configured ranges to the server and the ways there to all
+// others of the WAN; the hosts of the LAN have their default route.
+func (p *planner) own() {
+	server := p.sites[slices.IndexFunc(p.sites, func(s site) bool { return s.Name == serverName })]
+	own := slices.Clone(p.config.Own)
+	slices.SortFunc(own, netip.Prefix.Compare)
+	for _, prefix := range slices.Compact(own) {
+		via := server.V4
+		if prefix.Addr().Is6() {
+			via = server.V6
+		}
+		for i := range p.sites {
+			switch s := &p.sites[i]; s.Name {
+			case serverName:
+				s.Routes = append(s.Routes, route{To: prefix})
+			case firewallName, otherName:
+				s.Routes = append(s.Routes, route{To: prefix, Via: via})
+			}
+		}
+	}
+}
+
+func (p *planner) add(s site) {
+	for i := range s.Links {
+		// Locally administered: bit 2 of the first byte (IEEE 802).
+		s.Links[i].MAC = net.HardwareAddr{2, 0x77, 0, 0, byte(len(p.sites)), byte(i + 1)}
+	}
+	p.sites = append(p.sites, s)
+}
+
+func (p *planner) link(to string, i Interface, number int) link {
+	return link{Name: "eth0", Switch: to, V4: p.pick(i.V4, number), V6: p.pick(i.V6, number)}
+}
+
+// pick takes the number-th address of a network or, if that is not to be had,
+// the first free one.
+func (p *planner) pick(network netip.Prefix, number int) netip.Prefix {
+	base := network.Masked().Addr()
+	if a := nth(base, number); p.free(network, a) {
+		p.used = append(p.used, a)
+		return netip.PrefixFrom(a, network.Bits())
+	}
+	for a := base.Next(); network.Contains(a); a = a.Next() {
+		if p.free(network, a) {
+			p.used = append(p.used, a)
+			return netip.PrefixFrom(a, network.Bits())
+		}
+	}
+	p.err = fmt.Errorf("network %s has too few addresses for the hosts of the lab", network.Masked())
+	return netip.Prefix{}
+}
+
+// free tells whether a host may have the address: not taken, and not the
+// broadcast address of its IPv4 network.
+func (p *planner) free(network netip.Prefix, a netip.Addr) bool {
+	broadcast := a.Is4() && !network.Contains(a.Next()) && network.Bits() < 31
+	return network.Contains(a) && !broadcast && !slices.Contains(p.used, a)
+}
+
+func nth(a netip.Addr, n int) netip.Addr {
+	for range n {
+		a = a.Next()
+	}
+	return a
+}

@@ -1,0 +1,109 @@
+package lab
+
+import (
+	"bytes"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+//go:embed firewalls/*.nft
+var firewalls embed.FS
+
+// A Firewall is a file of nftables rules. The zero Firewall has no rules and
+// lets everything through.
+type Firewall struct {
+	Name string // "stateful", or the file's name without its folder
+	Path string // of the user's file; empty for a built-in firewall
+	Text []byte // what nft loads
+}
+
+// A RulesError is what nft said about rules it would not load.
+type RulesError struct {
+	Firewall string // its path, or its name if it has none
+	Message  string // nft's own, with line and column, lines separated by \n
+}
+
+func (e *RulesError) Error() string {
+	return fmt.Sprintf("firewall %s:\n%s", e.Firewall, e.Message)
+}
+
+// OpenFirewall finds a built-in firewall by its name or reads a file of rules
+// in nft's own form.
+func OpenFirewall(nameOrFile string) (Firewall, error) {
+	if text, err := firewalls.ReadFile("firewalls/" + nameOrFile + ".nft"); err == nil {
+		return Firewall{Name: nameOrFile, Text: text}, nil
+	}
+	text, err := os.ReadFile(nameOrFile)
+	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\.`) {
+		return Firewall{}, fmt.Errorf("no firewall %q: neither a file nor one of %s", nameOrFile, strings.Join(FirewallNames(), ", "))
+	}
+	if err != nil {
+		return Firewall{}, fmt.Errorf("firewall: %w", err)
+	}
+	if isDump(text) {
+		return Firewall{}, fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load; translate it with: iptables-restore-translate -f %[1]s", nameOrFile)
+	}
+	return Firewall{Name: filepath.Base(nameOrFile), Path: nameOrFile, Text: text}, nil
+}
+
+// isDump tells whether the first line that is not a comment opens a table the
+// way iptables-save does ("*filter").
+func isDump(text []byte) bool {
+	for line := range bytes.Lines(text) {
+		line = bytes.TrimSpace(line)
+		if len(line) > 0 && line[0] != '#' {
+			return line[0] == '*'
+		}
+	}
+	return false
+}
+
+// FirewallNames lists the built-in firewalls in the order of the alphabet.
+func FirewallNames() []string {
+	files, err := fs.Glob(firewalls, "firewalls/*.nft")
+	if err != nil {
+		panic(err) // the pattern is a constant
+	}
+	names := make([]string, len(files))
+	for i, f := range files {
+		names[i] = strings.TrimSuffix(filepath.Base(f), ".nft")
+	}
+	return names
+}
+
+// Main names the built-in firewalls that a first look should take, from the
+// most open to the most closed for UDP.
+func Main() []string {
+	return []string{"open", "stateful", "https-only", "web-and-stun", "no-3478", "drop-udp-remote-40001", "drop-udp-all"}
+}
+
+// Title is the text of the comment "# title:" among the first lines of the
+// rules, or the name of a firewall that has none.
+func (f Firewall) Title() string {
+	for line := range bytes.Lines(f.Text) {
+		if len(bytes.TrimSpace(line)) > 0 && line[0] != '#' {
+			break
+		}
+		if title, ok := bytes.CutPrefix(line, []byte("# title:")); ok {
+			return string(bytes.TrimSpace(title))
+		}
+	}
+	return f.Name
+}
+
+// script is the text for nft that replaces all rules by those of f in one
+// transaction. Nothing is put on a line of its own before the rules, so the
+// lines in nft's messages are those of the file.
+func (f Firewall) script(inside, outside string) []byte {
+	text := f.Text
+	if f.Path == "" {
+		text = bytes.Replace(text, []byte(`define inside = "lan0"`), []byte(`define inside = "`+inside+`"`), 1)
+		text = bytes.Replace(text, []byte(`define outside = "wan0"`), []byte(`define outside = "`+outside+`"`), 1)
+	}
+	return append([]byte("flush ruleset; "), append(bytes.Clone(text), '\n')...)
+}

@@ -1,0 +1,332 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// A Measurement runs the real reflector and the real client on the two sides
+// of a world's firewall.
+type Measurement struct {
+	Scenarios []*scenarios.Scenario
+	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
+	IPv6      bool
+	Timeout   time.Duration                             // the client's longest single wait; 0 is DefaultTimeout
+	Program   string                                    // the wallprobe binary; empty is the running one
+	Reflector []string                                  // further flags for the reflector
+	Client    []string                                  // further flags for the client
+	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
+	Progress  func(client.Progress)
+	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
+}
+
+// DefaultTimeout is enough where every host is on one machine.
+const DefaultTimeout = time.Second
+
+// stopWait is how long a reflector may take to write its journal and end.
+const stopWait = 10 * time.Second
+
+// ConfigFor is the world that scenarios ask for: a second host in the LAN where
+// a path stays there, and a server that owns the documented names and addresses.
+func ConfigFor(list []*scenarios.Scenario) Config {
+	c := Config{Names: make(map[string][]netip.Addr)}
+	for _, s := range list {
+		for _, p := range s.Paths {
+			if p.Direction == scenarios.LAN && !slices.Contains(c.Hosts, lan2Name) {
+				c.Hosts = append(c.Hosts, lan2Name)
+			}
+			for _, a := range p.Addresses {
+				if !slices.Contains(c.Own, a) {
+					c.Own = append(c.Own, a)
+				}
+			}
+			for _, n := range p.Names {
+				c.Names[n] = nil
+			}
+		}
+	}
+	sites, _ := plan(c) // Build tells what is wrong with it
+	for _, site := range sites {
+		if site.Name == serverName {
+			for n := range c.Names {
+				c.Names[n] = []netip.Addr{site.V4, site.V6}
+			}
+		}
+	}
+	return c
+}
+
+// StartReflector starts the measurement's reflectors alone. stop ends them.
+func (w *World) StartReflector(ctx context.Context, m Measurement) (stop func(), err error) {
+	t, err := w.trial(m)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.startReflectors(ctx); err != nil {
+		t.end()
+		return nil, err
+	}
+	return t.end, nil
+}
+
+// trial prepares a measurement.
+func (w *World) trial(m Measurement) (*trial, error) {
+	var err error
+	if m.Program == "" {
+		if m.Program, err = os.Executable(); err != nil {
+			return nil, err
+		}
+	}
+	if m.Timeout == 0 {
+		m.Timeout = DefaultTimeout
+	}
+	dir, err := os.MkdirTemp("", "wallprobe-lab-")
+	return &trial{world: w, m: m, dir: dir}, err
+}
+
+// end stops what runs and removes what was written.
+func (t *trial) end() {
+	t.stop()
+	os.RemoveAll(t.dir)
+}
+
+// Measure runs every scenario from every role and joins both ends' journals
+// with the firewall's counters.
+func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, error) {
+	t, err := w.trial(m)
+	if err != nil {
+		return nil, err
+	}
+	defer t.end()
+	if err := t.startReflectors(ctx); err != nil {
+		return nil, err
+	}
+	before, err := w.Counters()
+	if err != nil {
+		return nil, err
+	}
+	results, err := t.runClients(ctx)
+	if err != nil {
+		return results, err
+	}
+	after, err := w.Counters()
+	if err != nil {
+		return results, err
+	}
+	journals := t.stop()
+	for _, r := range results {
+		t.join(r, journals)
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+	}
+	return results, nil
+}
+
+// A trial is one Measure under way.
+type trial struct {
+	world      *World
+	m          Measurement
+	dir        string
+	reflectors []*far
+}
+
+// far is a running reflector.
+type far struct {
+	where   client.Where
+	host    *Host
+	process *Process
+	journal string
+	stderr  *bytes.Buffer
+}
+
+func (t *trial) startReflectors(ctx context.Context) error {
+	t.reflectors = append(t.reflectors, &far{where: client.WhereFar, host: t.world.Host(serverName)})
+	if lan := t.world.Host(lan2Name); lan != nil {
+		t.reflectors = append(t.reflectors, &far{where: client.WhereLAN, host: lan})
+	}
+	if err := os.WriteFile(t.keyFile(), []byte(wire.NewKey().String()+"\n"), 0o600); err != nil {
+		return err
+	}
+	ready := make(chan error, len(t.reflectors))
+	for _, f := range t.reflectors {
+		go func() { ready <- t.start(ctx, f) }()
+	}
+	var errs []error
+	for range t.reflectors {
+		errs = append(errs, <-ready)
+	}
+	return errors.Join(errs...)
+}
+
+func (t *trial) keyFile() string { return filepath.Join(t.dir, "key") }
+
+// start starts a reflector and waits until it says that it is ready.
+func (t *trial) start(ctx context.Context, f *far) error {
+	f.journal = filepath.Join(t.dir, string(f.where)+".journal")
+	args := []string{"reflector", "--key-file", t.keyFile(), "--journal", f.journal, "--inward", "--private-peers"}
+	for _, s := range t.m.Scenarios {
+		args = append(args, "--scenario", scenarioArg(s))
+	}
+	if f.where == client.WhereLAN { // its loopback has the lab's resolver
+		v4, v6 := f.host.Addrs()
+		args = append(args, "--listen", v4.String(), "--listen", v6.String())
+	}
+	cmd := f.host.Command(ctx, t.m.Program, append(args, t.m.Reflector...)...)
+	f.stderr = new(bytes.Buffer)
+	cmd.Stderr = f.stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if f.process, err = f.host.Start(cmd); err != nil {
+		return err
+	}
+	in := bufio.NewScanner(out)
+	for in.Scan() {
+		if in.Text() == "ready" {
+			go io.Copy(io.Discard, out) // ends with the process
+			return nil
+		}
+	}
+	f.process.Wait()
+	return fmt.Errorf("the reflector on %s did not start: %s", f.host.Name(), strings.TrimSpace(f.stderr.String()))
+}
+
+// scenarioArg names a scenario on a command line.
+func scenarioArg(s *scenarios.Scenario) string {
+	if strings.HasPrefix(s.File, "builtin:") {
+		return s.Name
+	}
+	return s.File
+}
+
+// runClients measures from every near end, one after the other: a firewall's
+// counters and its table of connections are shared.
+func (t *trial) runClients(ctx context.Context) ([]*client.Result, error) {
+	var all []*client.Result
+	for _, s := range t.m.Scenarios {
+		roles := s.NearRoles()
+		if t.m.Roles != nil {
+			roles = t.m.Roles(s)
+		}
+		for _, role := range roles {
+			results, err := t.runClient(ctx, s, role)
+			all = append(all, results...)
+			if err != nil {
+				return all, err
+			}
+		}
+	}
+	return all, nil
+}
+
+func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role string) ([]*client.Result, error) {
+	host := t.world.Host(hostName)
+	server := address(t.world.Host(serverName), t.m.IPv6)
+	args := []string{"run", scenarioArg(s), "--as", role, "--reflector", server.String(), "--key-file", t.keyFile(),
+		"--timeout", t.m.Timeout.String(), "--sweep", "--json", "-"}
+	for _, p := range t.world.config.Own {
+		args = append(args, "--owned", p.String())
+	}
+	if lan := t.world.Host(lan2Name); lan != nil {
+		args = append(args, "--lan", address(lan, t.m.IPv6).String())
+	}
+	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	err := host.Run(cmd)
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		return nil, err
+	}
+	if exit != nil && exit.ExitCode() == 2 || out.Len() == 0 {
+		return nil, fmt.Errorf("the client did not measure %s: %s", s.Name, strings.TrimSpace(complaints.String()))
+	}
+	results, err := t.m.Read(&out)
+	if err != nil {
+		return nil, fmt.Errorf("the client's result of %s: %w", s.Name, err)
+	}
+	return results, nil
+}
+
+func address(h *Host, ipv6 bool) netip.Addr {
+	v4, v6 := h.Addrs()
+	if ipv6 {
+		return v6
+	}
+	return v4
+}
+
+// stop ends the reflectors in an orderly way, so that their journals are
+// whole, and reads them. It may be called again.
+func (t *trial) stop() map[client.Where]*client.Journal {
+	out := make(map[client.Where]*client.Journal)
+	for _, f := range t.reflectors {
+		if f.process == nil {
+			continue
+		}
+		f.process.Signal(syscall.SIGTERM)
+	}
+	for _, f := range t.reflectors {
+		if f.process == nil {
+			continue
+		}
+		f.process.Stop(stopWait)
+		f.process = nil
+		if file, err := os.Open(f.journal); err == nil {
+			if j, err := client.ReadJournal(file); err == nil {
+				out[f.where] = j
+			}
+			file.Close()
+		}
+	}
+	return out
+}
+
+// join adds the ledgers that control could not fetch and judges again.
+func (t *trial) join(r *client.Result, journals map[client.Where]*client.Journal) {
+	for where, j := range journals {
+		if l, err := j.For(r); err == nil {
+			r.Attach(where, l)
+		}
+	}
+	for _, s := range t.m.Scenarios {
+		if s.Name == r.Scenario {
+			client.Conclude(r, s)
+		}
+	}
+}
+
+// counted are the rules that counted packets between two readings.
+func counted(before, after []Rule) []client.Rule {
+	old := make(map[string]Rule)
+	id := func(r Rule) string { return fmt.Sprint(r.Family, r.Table, r.Chain, r.Handle) }
+	for _, r := range before {
+		old[id(r)] = r
+	}
+	var out []client.Rule
+	for _, r := range after {
+		b := old[id(r)]
+		if r.Packets == b.Packets {
+			continue
+		}
+		out = append(out, client.Rule{Chain: r.Chain, Index: r.Index, Text: r.Text, Verdict: r.Verdict,
+			Packets: r.Packets - b.Packets, Bytes: r.Bytes - b.Bytes})
+	}
+	return out
+}

@@ -1,0 +1,60 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// nftTimeout bounds every call of nft.
+const nftTimeout = 10 * time.Second
+
+// An nftError is nft's own complaint.
+type nftError struct{ message string }
+
+func (e *nftError) Error() string { return "nft: " + e.message }
+
+// NFT runs the nft program on the host, for at most 10 s, and returns its
+// standard output. Where nft is missing the error names the package to install.
+func (h *Host) NFT(ctx context.Context, stdin []byte, args ...string) ([]byte, error) {
+	return h.nft(ctx, ".", stdin, args...)
+}
+
+func (h *Host) nft(ctx context.Context, dir string, stdin []byte, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
+	defer cancel()
+	program, err := findProgram("nft")
+	if err != nil {
+		return nil, errors.New("nft is missing: apt-get install nftables")
+	}
+	cmd := h.Command(ctx, program, args...)
+	var stdout, stderr bytes.Buffer
+	cmd.Dir, cmd.Stdin, cmd.Stdout, cmd.Stderr = dir, bytes.NewReader(stdin), &stdout, &stderr
+	err = h.Run(cmd)
+	if _, exited := errors.AsType[*exec.ExitError](err); exited && ctx.Err() == nil {
+		return nil, &nftError{strings.TrimSpace(stderr.String())}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("nft %s: %w", strings.Join(args, " "), err)
+	}
+	return stdout.Bytes(), nil
+}
+
+// findProgram looks also where an ordinary user's PATH does not.
+func findProgram(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", &fs.PathError{Op: "find", Path: name, Err: fs.ErrNotExist}
+}

@@ -1,0 +1,248 @@
+package lab
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"runtime"
+	"unsafe"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// The kernel settings of every host, made before its links.
+var settings = [][2]string{
+	// Everybody may listen on every port.
+	{"net.ipv4.ip_unprivileged_port_start", "0"},
+	// ICMP errors are never withheld: no limit, and no type under a limit.
+	// 127 is a type that is never sent, for the list may not be empty.
+	{"net.ipv4.icmp_ratelimit", "0"},
+	{"net.ipv4.icmp_ratemask", "0"},
+	{"net.ipv6.icmp.ratelimit", "0"},
+	{"net.ipv6.icmp.ratemask", "127"},
+	// Addresses may be used at once and nobody looks for routers.
+	{"net.ipv6.conf.default.accept_dad", "0"},
+	{"net.ipv6.conf.default.dad_transmits", "0"},
+	{"net.ipv6.conf.default.accept_ra", "0"},
+	{"net.ipv6.conf.default.router_solicitations", "0"},
+	// The firewall's rules alone decide; the host outside may have set these.
+	{"net.ipv4.conf.all.rp_filter", "0"},
+	{"net.ipv4.conf.default.rp_filter", "0"},
+	{"net.ipv4.conf.all.send_redirects", "0"},
+	{"net.ipv4.conf.default.send_redirects", "0"},
+}
+
+// forwarding are the settings of a host that routes.
+func forwarding(on bool) [][2]string {
+	value := "0"
+	if on {
+		value = "1"
+	}
+	return [][2]string{{"net.ipv4.ip_forward", value}, {"net.ipv6.conf.all.forwarding", value}}
+}
+
+// connect makes the switches and runs a wire from them to every link of every
+// host. It returns the names of the ports at the switches' ends.
+func (w *World) connect() ([]string, error) {
+	var ports []string
+	for _, h := range w.hosts {
+		if err := h.ns.do(h.prepare); err != nil {
+			return nil, fmt.Errorf("host %s: %w", h.Name(), err)
+		}
+	}
+	err := w.wires.do(func() error {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		// The switches carry IPv6 but do not speak it.
+		if err := setSysctl("net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+			return err
+		}
+		switches := map[string]int{}
+		for _, name := range []string{"lan", "wan"} {
+			if switches[name], err = addSwitch(nl, name); err != nil {
+				return fmt.Errorf("switch %s: %w", name, err)
+			}
+		}
+		for _, h := range w.hosts {
+			for _, l := range h.site.Links {
+				port := fmt.Sprintf("port%d", len(ports))
+				if err := h.wire(nl, port, switches[l.Switch], l); err != nil {
+					return fmt.Errorf("wire %s of %s: %w", l.Name, h.Name(), err)
+				}
+				ports = append(ports, port)
+			}
+		}
+		return nil
+	})
+	return ports, err
+}
+
+// prepare makes the settings that later links inherit.
+func (h *Host) prepare() error {
+	wanted := append(forwarding(h.site.Forward), settings...)
+	if h.site.Name == serverName {
+		// Unlike IPv4, IPv6 does not let sockets have an address that is only
+		// within a range of the host's own.
+		wanted = append(wanted, [2]string{"net.ipv6.ip_nonlocal_bind", "1"})
+	}
+	for _, s := range wanted {
+		// A setting that this kernel does not know is not needed either.
+		if err := setSysctl(s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+func addSwitch(nl *netlink.Handle, name string) (index int, err error) {
+	snooping := false // multicast goes everywhere, nothing is learnt first
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.Flags = name, net.FlagUp
+	b := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
+	if err := nl.LinkAdd(b); err != nil {
+		return 0, err
+	}
+	return b.Index, nil
+}
+
+// wire adds a pair of virtual Ethernet ends: one at the switch, up, and one on
+// the host, down.
+func (h *Host) wire(nl *netlink.Handle, port string, master int, l link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = port, master, net.FlagUp, l.MTU
+	return nl.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: l.Name, PeerHardwareAddr: l.MAC,
+		PeerNamespace: netlink.NsFd(h.ns.file.Fd()), PeerTxQLen: -1,
+	})
+}
+
+// configure brings up a host: links, addresses, routes and neighbours.
+func (h *Host) configure(all []*Host) error {
+	return h.ns.do(func() error {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		lo, err := nl.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		if err := nl.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("bring up lo: %w", err)
+		}
+		for _, l := range h.site.Links {
+			if err := h.bringUp(nl, l, all); err != nil {
+				return fmt.Errorf("link %s: %w", l.Name, err)
+			}
+		}
+		for _, r := range h.site.Routes {
+			if err := addRoute(nl, r, lo.Attrs().Index); err != nil {
+				return fmt.Errorf("route to %s: %w", r.To, err)
+			}
+		}
+		return nil
+	})
+}
+
+func (h *Host) bringUp(nl *netlink.Handle, l link, all []*Host) error {
+	dev, err := nl.LinkByName(l.Name)
+	if err != nil {
+		return err
+	}
+	if h.world.config.MTU != 0 {
+		if err := nl.LinkSetGSOMaxSegs(dev, 1); err != nil {
+			return fmt.Errorf("segmentation offload off: %w", err)
+		}
+	}
+	if err := nl.LinkSetUp(dev); err != nil {
+		return fmt.Errorf("bring up: %w", err)
+	}
+	for _, p := range []netip.Prefix{l.V4, l.V6} {
+		addr := &netlink.Addr{IPNet: ipNet(p), Flags: unix.IFA_F_NODAD}
+		if err := nl.AddrAdd(dev, addr); err != nil {
+			return fmt.Errorf("address %s: %w", p, err)
+		}
+	}
+	// The kernel makes a new IPv6 address local from a work queue, later, and
+	// drops what comes for it until then. This does it now.
+	own := route{To: netip.PrefixFrom(l.V6.Addr(), 128)}
+	if err := addRoute(nl, own, dev.Attrs().Index); err != nil {
+		return fmt.Errorf("address %s: %w", l.V6, err)
+	}
+	for _, other := range all {
+		for _, o := range other.site.Links {
+			if other == h || o.Switch != l.Switch {
+				continue
+			}
+			if err := addNeighbours(nl, dev.Attrs().Index, o); err != nil {
+				return fmt.Errorf("neighbour %s: %w", other.Name(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// addNeighbours makes known, for good, at which MAC a neighbour is found.
+func addNeighbours(nl *netlink.Handle, index int, l link) error {
+	for _, a := range []netip.Addr{l.V4.Addr(), l.V6.Addr()} {
+		err := nl.NeighSet(&netlink.Neigh{
+			LinkIndex: index, State: netlink.NUD_PERMANENT,
+			IP: a.AsSlice(), HardwareAddr: l.MAC,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// addRoute adds a route; one without a neighbour makes addresses local to a device.
+func addRoute(nl *netlink.Handle, r route, device int) error {
+	if r.Via.IsValid() {
+		return nl.RouteAdd(&netlink.Route{Dst: ipNet(r.To), Gw: r.Via.AsSlice()})
+	}
+	return nl.RouteAdd(&netlink.Route{
+		Dst: ipNet(r.To), LinkIndex: device, Type: unix.RTN_LOCAL,
+		Table: unix.RT_TABLE_LOCAL, Scope: netlink.SCOPE_HOST,
+	})
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// settle makes the switches take their ports into use. A port learns from a
+// work queue that the wire's other end is up and drops everything until then;
+// being asked for its link state it looks at once (ETHTOOL_GLINK, linux/ethtool.h).
+func settle(ports []string) error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	defer unix.Close(fd)
+	for _, port := range ports {
+		value := struct{ cmd, data uint32 }{cmd: unix.ETHTOOL_GLINK}
+		request := struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}{data: unsafe.Pointer(&value)}
+		copy(request.name[:unix.IFNAMSIZ-1], port)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request)))
+		runtime.KeepAlive(&value)
+		if errno != 0 {
+			return fmt.Errorf("link state of %s: %w", port, errno)
+		}
+		if value.data == 0 {
+			return fmt.Errorf("%s has no carrier", port)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,149 @@
+package reflector
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"encoding/binary"
+	"encoding/hex"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// firstBytes is how long a connection may stay silent before it is dropped.
+const firstBytes = 10 * time.Second
+
+// Conn serves one accepted connection; its local address is what the peer
+// aimed at. What is spoken is told from the first bytes, so every port can
+// carry control, TLS, STUN and the plain exchange.
+func (r *Reflector) Conn(c net.Conn) {
+	defer c.Close()
+	for _, e := range r.stream(r.ctx, c, true) {
+		r.note(e)
+	}
+}
+
+// Inner serves what is spoken inside TLS.
+func (r *Reflector) Inner(ctx context.Context, c net.Conn) []wire.Event {
+	return r.stream(ctx, c, false)
+}
+
+func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.Event {
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	e := protocol.Arrived(c, r.now())
+	p := &peeked{Conn: c, r: bufio.NewReaderSize(c, 512)}
+	c.SetReadDeadline(time.Now().Add(firstBytes))
+	head, err := p.r.Peek(4)
+	if err != nil {
+		e.Fault = protocol.FaultEOF
+		if rest, _ := p.r.Peek(p.r.Buffered()); len(rest) > 0 {
+			e.BytesIn, e.Digest = int64(len(rest)), digest(rest)
+		}
+		return []wire.Event{e}
+	}
+	c.SetReadDeadline(time.Time{})
+	switch {
+	case wire.IsMessage(head):
+		return protocol.Stream("plain").Serve(ctx, p, r)
+	case outer && head[0] == 0x16 && head[1] == 3: // TLS handshake record, RFC 8446 section 5.1
+		return protocol.Stream("tls").Serve(ctx, p, r)
+	case head[0] < 2 && r.isSTUN(p):
+		r.relay.Conn(p)
+		return nil
+	case isHTTP(head):
+		r.web.serve(p)
+		return nil
+	}
+	return r.unknown(p, e)
+}
+
+// isHTTP tells a request line of the methods that a control call or a curious
+// person would use.
+func isHTTP(head []byte) bool {
+	for _, m := range []string{"POST", "GET ", "HEAD", "OPTI", "PUT "} {
+		if bytes.Equal(head, []byte(m)) {
+			return true
+		}
+	}
+	return false
+}
+
+// isSTUN looks for the magic cookie (RFC 8489 section 5).
+func (r *Reflector) isSTUN(p *peeked) bool {
+	p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
+	defer p.Conn.SetReadDeadline(time.Time{})
+	b, err := p.r.Peek(8)
+	return err == nil && binary.BigEndian.Uint32(b[4:]) == 0x2112A442
+}
+
+// unknown keeps what nobody here understands. When it claims a session, as an
+// altered message does, that session's ledger gets it.
+func (r *Reflector) unknown(p *peeked, e wire.Event) []wire.Event {
+	b, _ := p.r.Peek(p.r.Buffered())
+	e.Stage, e.Fault = protocol.StageToken, protocol.FaultForeign
+	e.BytesIn, e.Digest = int64(len(b)), digest(b)
+	return []wire.Event{e}
+}
+
+// note puts an event where it belongs: to its probe when a token proved it,
+// else to the session that it claims and those that came from that address.
+func (r *Reflector) note(e wire.Event) {
+	claimed := r.sessions.find(e.Session)
+	if e.Answered {
+		if claimed != nil {
+			claimed.event(e)
+		}
+		return
+	}
+	if claimed != nil {
+		claimed.stray(e)
+	}
+	for _, s := range r.sessions.of(e.Remote.Addr()) {
+		if s != claimed {
+			s.stray(e)
+		}
+	}
+	r.journal.stray(e)
+}
+
+// Prove is protocol.Far.
+func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
+	ap, _ := netip.ParseAddrPort(from.String())
+	m, s, err := r.sessions.prove(p, ap.Addr())
+	if err != nil {
+		return m, nil, err
+	}
+	return m, s.keysFor(m), nil
+}
+
+// Certificate is protocol.Far.
+func (r *Reflector) Certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	return r.ca.certificate(h, r.now())
+}
+
+// Now is protocol.Far.
+func (r *Reflector) Now() time.Time { return r.now() }
+
+// peeked is a connection whose first bytes were looked at.
+type peeked struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) { return p.r.Read(b) }
+
+func digest(b []byte) string {
+	if len(b) == 0 {
+		return ""
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

@@ -1,0 +1,209 @@
+package reflector
+
+import (
+	"context"
+	"crypto/hmac"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// A web serves control calls on connections that the port sharing hands it.
+type web struct {
+	server http.Server
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newWeb(h http.Handler) *web {
+	return &web{
+		conns:  make(chan net.Conn),
+		closed: make(chan struct{}),
+		server: http.Server{
+			Handler:           h,
+			ReadHeaderTimeout: firstBytes,
+			ReadTimeout:       30 * time.Second,
+			IdleTimeout:       2 * time.Minute,
+			MaxHeaderBytes:    16 << 10,
+			ErrorLog:          nil,
+		},
+	}
+}
+
+// serve hands a connection to the HTTP server and waits until it is done with it.
+func (w *web) serve(c net.Conn) {
+	held := &heldConn{Conn: c, done: make(chan struct{})}
+	select {
+	case w.conns <- held:
+		<-held.done
+	case <-w.closed:
+	}
+}
+
+// run serves until ctx ends, then lets calls under way finish for a moment.
+func (w *web) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { w.server.Serve(w) })
+	<-ctx.Done()
+	grace, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if w.server.Shutdown(grace) != nil {
+		w.server.Close()
+	}
+	wg.Wait()
+}
+
+// Accept, Close and Addr make a web its own net.Listener.
+func (w *web) Accept() (net.Conn, error) {
+	select {
+	case c := <-w.conns:
+		return c, nil
+	case <-w.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept.
+func (w *web) Close() error { w.once.Do(func() { close(w.closed) }); return nil }
+
+// Addr has no meaning here: every connection knows its own.
+func (w *web) Addr() net.Addr { return &net.TCPAddr{} }
+
+// heldConn tells when the HTTP server is done with a connection.
+type heldConn struct {
+	net.Conn
+	once sync.Once
+	done chan struct{}
+}
+
+func (h *heldConn) Close() error {
+	err := h.Conn.Close()
+	h.once.Do(func() { close(h.done) })
+	return err
+}
+
+// calls is the one list of control calls.
+var calls = map[string]func(r *Reflector, from netip.AddrPort, body []byte) (any, error){
+	wire.CallHello:  (*Reflector).hello,
+	wire.CallLedger: (*Reflector).ledgerCall,
+	wire.CallInward: (*Reflector).inward,
+	wire.CallBye:    (*Reflector).bye,
+}
+
+// ServeHTTP answers control calls; everything else gets a bare 404.
+func (r *Reflector) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	name, ok := strings.CutPrefix(req.URL.Path, wire.ControlPath)
+	call := calls[name]
+	if !ok || call == nil || req.Method != http.MethodPost {
+		http.NotFound(w, req)
+		return
+	}
+	body, err := io.ReadAll(io.LimitReader(req.Body, wire.MaxControlBody+1))
+	if err != nil || len(body) > wire.MaxControlBody {
+		refuse(w, http.StatusRequestEntityTooLarge, &wire.ControlError{Code: "request", Message: fmt.Sprintf("a control call has at most %d bytes", wire.MaxControlBody)})
+		return
+	}
+	mac := req.Header.Get(wire.MACHeader)
+	if !hmac.Equal([]byte(mac), []byte(wire.RequestMAC(r.cfg.Key, name, body))) {
+		refuse(w, http.StatusForbidden, &wire.ControlError{Code: "key", Message: "the reflector does not accept this key"})
+		return
+	}
+	from, _ := netip.ParseAddrPort(req.RemoteAddr)
+	answer, err := call(r, unmap(from), body)
+	if err != nil {
+		refuse(w, http.StatusConflict, asControlError(err))
+		return
+	}
+	b, err := json.Marshal(answer)
+	if err != nil {
+		refuse(w, http.StatusInternalServerError, asControlError(err))
+		return
+	}
+	w.Header().Set(wire.MACHeader, wire.ReplyMAC(r.cfg.Key, name, mac, b))
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(b)
+}
+
+func refuse(w http.ResponseWriter, status int, e *wire.ControlError) {
+	e.Wallprobe = 1
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	json.NewEncoder(w).Encode(e)
+}
+
+func asControlError(err error) *wire.ControlError {
+	if e, ok := errors.AsType[*wire.ControlError](err); ok {
+		return e
+	}
+	return &wire.ControlError{Code: "session", Message: err.Error()}
+}
+
+// read decodes a call's body strictly enough to notice a newer client's request.
+func read[T any](body []byte) (T, error) {
+	var v T
+	if err := json.Unmarshal(body, &v); err != nil {
+		return v, &wire.ControlError{Code: "request", Message: "the request cannot be read: " + err.Error()}
+	}
+	return v, nil
+}
+
+func (r *Reflector) hello(from netip.AddrPort, body []byte) (any, error) {
+	q, err := read[wire.HelloRequest](body)
+	if err != nil {
+		return nil, err
+	}
+	s, err := r.sessions.open(q.Session, q.Time)
+	if err != nil {
+		return nil, err
+	}
+	r.sessions.touch(s, from.Addr())
+	tcp, udp := r.set.Served()
+	return wire.HelloReply{
+		Nonce: s.nonce, Program: r.cfg.Program, Source: from, TCP: tcp, UDP: udp, Unserved: r.unserved,
+		Witness: r.witnessKind(), Inward: r.cfg.Inward, Issuer: r.ca.digest(),
+	}, nil
+}
+
+func (r *Reflector) ledgerCall(from netip.AddrPort, body []byte) (any, error) {
+	q, err := read[wire.LedgerRequest](body)
+	if err != nil {
+		return nil, err
+	}
+	s := r.sessions.find(q.Session)
+	if s == nil {
+		return nil, &wire.ControlError{Code: "session", Message: "the reflector has no such session; it was restarted, or the session expired"}
+	}
+	r.sessions.touch(s, from.Addr())
+	return r.ledger(s), nil
+}
+
+func (r *Reflector) bye(from netip.AddrPort, body []byte) (any, error) {
+	l, err := r.ledgerCall(from, body)
+	if err == nil {
+		q, _ := read[wire.LedgerRequest](body)
+		r.sessions.end(q.Session)
+	}
+	return l, err
+}
+
+// ledger is a session's record together with what the reflector as a whole knows.
+func (r *Reflector) ledger(s *session) *wire.Ledger {
+	l := &wire.Ledger{Session: s.id, Taken: r.now(), Witness: r.witnessKind(), Unserved: r.unserved}
+	l.TCP, l.UDP = r.set.Served()
+	s.fill(l)
+	l.SYNs = r.syns.since(l.Sources, l.Started.Add(-synBefore))
+	if r.witness != nil {
+		l.Missed = r.witness.Lost()
+	}
+	return l
+}

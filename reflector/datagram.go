@@ -1,0 +1,158 @@
+package reflector
+
+import (
+	"errors"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/reflector/steer"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// Datagrams shares every UDP port between the project's own probes, STUN and
+// TURN, by first byte (RFC 9443). What proves nothing gets no answer.
+func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagram)) {
+	var out []steer.Datagram
+	var sent []arrived
+	for i := range batch {
+		d := &batch[i]
+		if !wire.IsMessage(d.Payload) {
+			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xf0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
+				continue
+			}
+			r.strayDatagram(d, wire.SessionID{}, protocol.FaultForeign)
+			continue
+		}
+		a, ok := r.message(d)
+		if !ok {
+			continue
+		}
+		out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: a.reply(d, r.now()).Append(nil, a.keys)})
+		sent = append(sent, a)
+	}
+	if len(out) == 0 {
+		return
+	}
+	reply(out)
+	for _, a := range sent {
+		a.s.answered(a.m.Probe, a.port, a.m.Attempt)
+	}
+}
+
+// arrived is a proven request.
+type arrived struct {
+	m    wire.Message
+	s    *session
+	keys *wire.Keys
+	port uint16 // that tells the probe's attempts apart
+}
+
+func (a arrived) reply(d *steer.Datagram, now time.Time) *wire.Message {
+	m := a.m
+	m.Kind, m.Seen, m.TTL, m.TOS, m.Time = wire.Reply, d.Remote, d.TTL, d.TOS, now
+	return &m
+}
+
+// message proves a request and notes it. ok is false when it gets no answer.
+func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
+	m, s, err := r.sessions.prove(d.Payload, d.Remote.Addr())
+	if err != nil || m.Kind != wire.Request {
+		if errors.Is(err, wire.ErrAltered) {
+			r.strayDatagram(d, m.Session, protocol.FaultAltered)
+		}
+		return a, false
+	}
+	a = arrived{m: m, s: s, keys: s.keysFor(m), port: m.Port}
+	if m.ByLocal {
+		a.port = m.Seen.Port()
+	}
+	if !s.arrival(m.Probe, a.port, m.Attempt) {
+		return a, false // replayed
+	}
+	s.event(wire.Event{
+		Time: r.now(), Transport: scenarios.UDP, Remote: d.Remote, Local: d.Local, Session: m.Session, Probe: m.Probe,
+		Attempt: m.Attempt, Stage: protocol.StageToken, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS, Answered: true,
+	})
+	if m.Idle > 0 && m.Idle <= protocol.MaxIdle {
+		r.late.schedule(m.Idle, func() { r.sendLate(a, d.Local, d.Remote) })
+	}
+	r.relay.Prove(d.Local, d.Remote)
+	return a, true
+}
+
+// sendLate sends the packet after the silence.
+func (r *Reflector) sendLate(a arrived, local, remote netip.AddrPort) {
+	m := a.m
+	m.Kind, m.Seen, m.Time = wire.Late, remote, r.now()
+	e := wire.Event{
+		Time: r.now(), Transport: scenarios.UDP, Remote: remote, Local: local, Session: m.Session, Probe: m.Probe,
+		Attempt: m.Attempt, Stage: protocol.StageIdle, Answered: true,
+	}
+	if err := r.set.WriteTo(m.Append(nil, a.keys), local, remote); err != nil {
+		e.Fault = err.Error()
+	}
+	a.s.event(e)
+}
+
+// strayDatagram keeps a datagram that proves nothing with the session that it
+// claims and those that came from its address; nobody else's ledger grows by it.
+func (r *Reflector) strayDatagram(d *steer.Datagram, claimed wire.SessionID, fault string) {
+	m, _ := wire.ParseHead(d.Payload)
+	r.note(wire.Event{
+		Time: r.now(), Transport: scenarios.UDP, Remote: d.Remote, Local: d.Local, Session: claimed, Probe: m.Probe,
+		Attempt: m.Attempt, Stage: protocol.StageToken, Fault: fault, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS,
+		Digest: digest(d.Payload),
+	})
+}
+
+// maxLate bounds the late packets that wait at one time.
+const maxLate = 4096
+
+// A later runs functions after a while and can be stopped.
+type later struct {
+	mu      sync.Mutex
+	closed  bool
+	waiting map[*time.Timer]struct{}
+	running sync.WaitGroup
+}
+
+func (l *later) schedule(d time.Duration, fn func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || len(l.waiting) >= maxLate {
+		return
+	}
+	if l.waiting == nil {
+		l.waiting = make(map[*time.Timer]struct{})
+	}
+	l.running.Add(1)
+	var t *time.Timer
+	t = time.AfterFunc(d, func() {
+		defer l.running.Done()
+		l.mu.Lock()
+		delete(l.waiting, t)
+		closed := l.closed
+		l.mu.Unlock()
+		if !closed {
+			fn()
+		}
+	})
+	l.waiting[t] = struct{}{}
+}
+
+// stop cancels what waits and returns when nothing runs any more.
+func (l *later) stop() {
+	l.mu.Lock()
+	l.closed = true
+	for t := range l.waiting {
+		if t.Stop() {
+			l.running.Done()
+		}
+	}
+	l.waiting = nil
+	l.mu.Unlock()
+	l.running.Wait()
+}

@@ -1,0 +1,115 @@
+package reflector
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/reflector/relay"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// relayConfig ties the STUN and TURN service to sessions: credentials are a
+// session's own and live as long as it does, and a session may relay only to
+// addresses that it came from itself.
+func (r *Reflector) relayConfig() relay.Config {
+	return relay.Config{
+		Credentials:       r.turnCredentials,
+		Now:               r.cfg.Now,
+		PeerAllowed:       r.peerAllowed,
+		AllowPrivatePeers: r.cfg.PrivatePeers,
+		PlainSTUN:         r.cfg.PlainSTUN,
+		Event:             r.relayEvent,
+		Send: func(b []byte, local, remote netip.AddrPort) error {
+			return r.set.WriteTo(b, local, remote)
+		},
+	}
+}
+
+// turnCredentials accepts what the key made within the time that two clocks may
+// differ. The session need not be known yet: whoever proves the password makes it.
+func (r *Reflector) turnCredentials(username string, now time.Time) (password, session string, ok bool) {
+	id, made, ok := wire.ParseTURN(username)
+	if d := now.Sub(made); !ok || d > clockSkew || d < -clockSkew {
+		return "", "", false
+	}
+	_, password = wire.TURN(r.cfg.Key, id, made)
+	return password, id.String(), true
+}
+
+func (r *Reflector) sessionNamed(text string) *session {
+	var id wire.SessionID
+	if id.UnmarshalText([]byte(text)) != nil {
+		return nil
+	}
+	return r.sessions.find(id)
+}
+
+func (r *Reflector) peerAllowed(session string, peer netip.AddrPort) bool {
+	s := r.sessionNamed(session)
+	return s != nil && slices.Contains(s.allSources(), peer.Addr().Unmap())
+}
+
+// relayEvent puts what a session did into its ledger. A Binding's label names
+// the probe; what follows on the same 5-tuple belongs to it too.
+func (r *Reflector) relayEvent(e relay.Event) {
+	s := r.sessionNamed(e.Session)
+	if s == nil {
+		var id wire.SessionID
+		if id.UnmarshalText([]byte(e.Session)) != nil {
+			return
+		}
+		var err error
+		if s, err = r.sessions.open(id, e.Time); err != nil {
+			return
+		}
+	}
+	if e.Label != "" {
+		if n, err := strconv.ParseUint(e.Label, 10, 32); err == nil {
+			s.label(e.Remote, uint32(n))
+		}
+	}
+	t := scenarios.UDP
+	if e.TCP {
+		t = scenarios.TCP
+	}
+	ev := wire.Event{
+		Time: e.Time, Transport: t, Remote: e.Remote, Local: e.Local, Session: s.id, Probe: s.labelled(e.Remote),
+		Stage: protocol.StageToken, Answered: true,
+	}
+	if e.Kind != relay.KindBinding {
+		ev.Stage = fmt.Sprintf("turn %s", e.Kind)
+	}
+	if e.Result != "ok" && e.Kind != relay.KindData {
+		ev.Fault = e.Result
+	}
+	if e.Kind == relay.KindEnd {
+		ev.Fault, ev.BytesIn, ev.BytesOut = "", e.ToPeer, e.FromPeer
+	}
+	r.sessions.touch(s, e.Remote.Addr())
+	s.event(ev)
+}
+
+// maxLabels bounds the 5-tuples whose probe is remembered.
+const maxLabels = 1024
+
+func (r *record) label(from netip.AddrPort, probe uint32) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.labels == nil {
+		r.labels = make(map[netip.AddrPort]uint32)
+	}
+	if len(r.labels) < maxLabels {
+		r.labels[from] = probe
+	}
+}
+
+func (r *record) labelled(from netip.AddrPort) uint32 {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.labels[from]
+}

@@ -1,0 +1,109 @@
+package reflector
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// Bounds on remembered SYNs: 200,000 of one address are three sweeps of all ports.
+const (
+	synPerSource = 200_000
+	synSources   = 4096
+	synInAll     = 1_000_000
+	synKept      = sessionIdle
+	// synBefore: SYNs this long before a session's first proven arrival may be its own.
+	synBefore = 30 * time.Second
+)
+
+// synStore remembers SYNs witnessed below the sockets. A SYN carries no token,
+// so it belongs to a session by its source address alone.
+type synStore struct {
+	mu    sync.Mutex
+	from  map[netip.Addr][]synSeen
+	total int
+}
+
+type synSeen struct {
+	at   time.Time
+	port uint16
+}
+
+func (t *synStore) add(from netip.Addr, port uint16, at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	list, known := t.from[from]
+	if t.total >= synInAll || len(list) >= synPerSource || !known && len(t.from) >= synSources {
+		t.forget(at)
+		if list, known = t.from[from]; t.total >= synInAll || len(list) >= synPerSource || !known && len(t.from) >= synSources {
+			return
+		}
+	}
+	if t.from == nil {
+		t.from = make(map[netip.Addr][]synSeen)
+	}
+	t.from[from] = append(list, synSeen{at, port})
+	t.total++
+}
+
+// forget drops what is too old to belong to a session; the caller holds the lock.
+func (t *synStore) forget(now time.Time) {
+	for a, list := range t.from {
+		fresh := slices.DeleteFunc(list, func(s synSeen) bool { return now.Sub(s.at) > synKept })
+		t.total -= len(list) - len(fresh)
+		if len(fresh) == 0 {
+			delete(t.from, a)
+			continue
+		}
+		t.from[a] = fresh
+	}
+}
+
+// since counts the SYNs of some sources by port, grouped by their number.
+func (t *synStore) since(sources []netip.Addr, from time.Time) []wire.Caught {
+	t.mu.Lock()
+	n := make(map[uint16]int)
+	for _, a := range sources {
+		for _, s := range t.from[a] {
+			if !s.at.Before(from) {
+				n[s.port]++
+			}
+		}
+	}
+	t.mu.Unlock()
+	return caught(n)
+}
+
+// bySource is everything remembered, for the journal.
+func (t *synStore) bySource() []wire.SourceSYNs {
+	t.mu.Lock()
+	addrs := slices.SortedFunc(maps.Keys(t.from), netip.Addr.Compare)
+	out := make([]wire.SourceSYNs, len(addrs))
+	for i, a := range addrs {
+		list := t.from[a]
+		out[i] = wire.SourceSYNs{Source: a, First: list[0].at, Last: list[len(list)-1].at}
+	}
+	t.mu.Unlock()
+	for i := range out {
+		out[i].SYNs = t.since([]netip.Addr{out[i].Source}, out[i].First)
+	}
+	return out
+}
+
+// caught groups ports by their number of SYNs.
+func caught(byPort map[uint16]int) []wire.Caught {
+	byN := make(map[int]scenarios.PortSet)
+	for _, port := range slices.Sorted(maps.Keys(byPort)) {
+		byN[byPort[port]] = appendPort(byN[byPort[port]], port)
+	}
+	var out []wire.Caught
+	for _, n := range slices.Sorted(maps.Keys(byN)) {
+		out = append(out, wire.Caught{Ports: byN[n], N: n})
+	}
+	return out
+}
