@@ -74,14 +74,29 @@ func judgeFinding(f *Finding, v *farView) {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), int(a.Ports[0].First)-int(b.Ports[0].First))
 	})
 	f.Attempts, f.Parts, f.Share = &total, nil, nil
-	if len(parts) == 1 {
-		f.Verdict, f.Why = parts[0].Verdict, parts[0].Why
+	if why, same := alike(parts); same {
+		f.Verdict, f.Why = parts[0].Verdict, why
 		return
 	}
 	f.Parts = parts
 	f.Verdict, f.Why = sumUp(parts)
 	share := passing(parts)
 	f.Share = &share
+}
+
+// alike tells whether there is nothing to tell apart. Of parts that pass, what
+// their evidence says beside does not count.
+func alike(parts []Part) (why string, same bool) {
+	why = parts[0].Why
+	for _, p := range parts[1:] {
+		if p.Verdict != parts[0].Verdict || p.Why != parts[0].Why && !p.Verdict.Passes() {
+			return "", false
+		}
+		if p.Why != why {
+			why = ""
+		}
+	}
+	return why, true
 }
 
 // sumUp is the verdict over parts that differ.

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"encoding/hex"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -116,7 +117,7 @@ func (r *runner) datagrams(ctx context.Context, p Probe, port uint16) Observatio
 func (r *runner) survey(ctx context.Context, p Probe, port uint16, u survey.UDP, base int) survey.Answer {
 	f := r.ends[p.Where]
 	size := max(wire.MessageSize, p.Datagram*b2i(u.DontFragment))
-	u.Target, u.Ports = p.Addr, scenarios.PortSet{{First: port, Last: port}}
+	u.Target, u.Ports, u.Local = p.Addr, scenarios.PortSet{{First: port, Last: port}}, ownPort()
 	u.Request = func(dst []byte, port uint16, attempt int) []byte {
 		m := r.message(p, port, base+attempt)
 		m.Size = size
@@ -131,6 +132,25 @@ func (r *runner) survey(ctx context.Context, p Probe, port uint16, u survey.UDP,
 		return survey.Answer{Port: port, Fault: survey.Other, Err: err}
 	}
 	return answers[0]
+}
+
+// Probes that do not vary their own port leave from these: below every range
+// that systems and documents use for ephemeral ports (Linux 32768-60999, RFC
+// 6335 49152-65535), so that a rule by own port shows in the paths that are
+// about own ports, and not by chance in others.
+const ownFirst, ownLast = 20000, 29999
+
+// ownPort draws a free one; where none is found the system chooses.
+func ownPort() netip.AddrPort {
+	for range 20 {
+		port := ownFirst + rand.IntN(ownLast-ownFirst+1)
+		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: port})
+		if err == nil {
+			c.Close()
+			return netip.AddrPortFrom(netip.Addr{}, uint16(port))
+		}
+	}
+	return netip.AddrPort{}
 }
 
 func b2i(b bool) int {
@@ -163,7 +183,7 @@ func (r *runner) silence(ctx context.Context, p Probe, port uint16, o *Observati
 	f := r.ends[p.Where]
 	p.ID += idleStage
 	o.Stage, o.Fault, o.Seconds = protocol.StageIdle, protocol.FaultTimeout, p.Idle.Seconds()
-	c, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(ownPort()), net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
 	if err != nil {
 		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
 		return false

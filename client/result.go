@@ -6,7 +6,9 @@
 package client
 
 import (
+	"fmt"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -192,4 +194,17 @@ type Way struct {
 	Works   bool     `json:"works"`
 	Unknown bool     `json:"unknown,omitempty"`
 	Stopped []string `json:"stopped,omitempty"` // paths that do not survive
+}
+
+// Sentence is the finding's verdict in words, with the exact ranges of a
+// partial one: "open 40000, request-lost 40001-65535".
+func (f *Finding) Sentence() string {
+	if len(f.Parts) == 0 {
+		return string(f.Verdict)
+	}
+	var said []string
+	for _, p := range f.Parts {
+		said = append(said, strings.TrimSpace(fmt.Sprintf("%s %s %s", p.Verdict, p.Target, p.Ports)))
+	}
+	return strings.Join(said, ", ")
 }

@@ -58,7 +58,7 @@ func (r *runner) stunUDP(ctx context.Context, p Probe, port uint16) Observation 
 	o.Stage = protocol.StageToken
 	b := r.binder(p)
 	answers, err := survey.UDP{
-		Target: p.Addr, Ports: scenarios.PortSet{{First: port, Last: port}}, Attempts: tries, All: true, Spacing: r.spacing(), Wait: r.wait(),
+		Target: p.Addr, Ports: scenarios.PortSet{{First: port, Last: port}}, Local: ownPort(), Attempts: tries, All: true, Spacing: r.spacing(), Wait: r.wait(),
 		Request: func(dst []byte, _ uint16, attempt int) []byte {
 			msg, _ := b.request(attempt) // fails only for names that are too long
 			return append(dst, msg...)
@@ -88,7 +88,7 @@ func (r *runner) turnUDP(ctx context.Context, p Probe, port uint16) Observation 
 	if o.Stage != protocol.StageDone {
 		return o
 	}
-	c, err := net.ListenUDP("udp", nil)
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(ownPort()))
 	if err != nil {
 		o.Stage, o.Fault, o.Detail = stageTURN, "other", err.Error()
 		return o

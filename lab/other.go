@@ -17,7 +17,7 @@ var errNotLinux = errors.New("the lab needs Linux")
 func Enter(context.Context) (inside bool, exitCode int, err error) { return false, 0, errNotLinux }
 
 // A World cannot be built on this system.
-type World struct{}
+type World struct{ config Config }
 
 // Build always fails: the lab needs Linux.
 func Build(context.Context, Config) (*World, error) { return nil, errNotLinux }

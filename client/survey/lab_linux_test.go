@@ -72,14 +72,19 @@ func rerun(t testing.TB) {
 		GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}},
 		Pdeathsig:   unix.SIGKILL,
 	}
-	out, err := cmd.CombinedOutput()
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if _, ok := t.(*testing.B); ok {
+		cmd.Stdout = os.Stdout // a benchmark's log is cut
+	}
+	err := cmd.Run()
 	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
 		unavailable(t, "new user and network namespaces: %v", err)
 	}
 	if err != nil {
-		t.Fatalf("inside the lab: %v\n%s", err, out)
+		t.Fatalf("inside the lab: %v\n%s", err, out.String())
 	}
-	t.Logf("%s", out)
+	t.Log(out.String())
 }
 
 // unavailable skips on a laptop and fails where the lab is demanded.
@@ -177,7 +182,7 @@ func (l *lab) nft(ns netns.NsHandle, hook, body string) {
 	l.load(ns, fmt.Sprintf(`table inet t
 delete table inet t
 table inet t {
-	set dropped { type inet_service; }
+	set dropped { type inet_proto . inet_service; }
 	chain c {
 		type filter hook %s priority 0; policy accept;
 		%s
@@ -201,13 +206,14 @@ func (l *lab) load(ns netns.NsHandle, rules string) {
 
 // drop drops datagrams from the client by a field, in a set of ports. The set
 // is filled in pieces, because an ordinary user's netlink messages are short.
+// Its key is wider than a port, because nft keeps sets of bare ports in a list.
 func (l *lab) drop(field string, dropped *[65536]bool) {
 	l.t.Helper()
-	l.rules(`iifname "f0" ` + field + " @dropped drop")
+	l.rules(`iifname "f0" meta l4proto . ` + field + " @dropped drop")
 	var list []string
 	for p := range dropped {
 		if dropped[p] {
-			list = append(list, fmt.Sprint(p))
+			list = append(list, fmt.Sprint("udp . ", p))
 		}
 	}
 	for part := range slices.Chunk(list, 5000) {

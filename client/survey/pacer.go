@@ -7,7 +7,7 @@ import "time"
 // was measured to survive without loss.
 const (
 	localRTT   = 2 * time.Millisecond
-	localRate  = 200_000 // packets per second
+	localRate  = 250_000 // packets per second
 	politeRate = 10_000
 	// window bounds the answers expected but not here yet. A socket with
 	// Linux's default receive buffer of 208 KiB holds about 270 small

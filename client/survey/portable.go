@@ -142,7 +142,7 @@ func (s *portableUDP) listen(ctx context.Context, c *net.UDPConn, i, attempt int
 			return true
 		}
 		n, err := c.Read(b)
-		if err == nil {
+		if err == nil || n > 0 { // Windows calls a reply that was cut short an error
 			s.lock(func() { s.reply(i, b[:n], time.Since(s.start)) })
 			continue
 		}

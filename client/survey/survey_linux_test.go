@@ -6,12 +6,14 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
 
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -282,5 +284,54 @@ func TestLossIsCountedDatagramByDatagram(t *testing.T) {
 	want := []Answer{{Port: 2000, Sent: 50, Answered: 25}, {Port: 2001, Sent: 50, Answered: 50}, {Port: 2002, Sent: 50, Answered: 49}}
 	if diff := cmp.Diff(want, got, unstable); diff != "" {
 		t.Error(diff)
+	}
+}
+
+func TestEveryPortRejectedIsReportedExactly(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	// IPv6, because Linux limits the ICMP errors of IPv4 for all namespaces together.
+	l.rules("meta l4proto udp reject with icmpv6 type admin-prohibited\n")
+	var want []Answer
+	for p := range everyPort.All {
+		want = append(want, Answer{Port: p, Fault: Unreachable, ICMP: ICMP{Type: 1, Code: 1, From: routerAddr[true], V6: true}})
+	}
+	start := time.Now()
+	got, err := UDP{Target: serverAddr[true], Ports: everyPort, RTT: time.Millisecond, Request: request, Check: check}.Run(t.Context())
+	must(t, err)
+	t.Log(time.Since(start))
+	if diff := cmp.Diff(want, got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
+		t.Errorf("%.2000s", diff)
+	}
+}
+
+func TestScarceDescriptorsOnlySlowASurveyDown(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	l.rules("drop\n")
+	var old unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 256, Max: old.Max}))
+	for range 120 { // with these, what the limit seems to leave is not there
+		f, err := os.Open("/dev/null")
+		must(t, err)
+		defer f.Close()
+	}
+	ports := scenarios.PortSet{{First: 20001, Last: 20400}}
+	udp, err := UDP{Target: serverAddr[false], LocalPorts: ports, RemotePort: 7, Attempts: 2,
+		Spacing: 10 * time.Millisecond, Wait: 10 * time.Millisecond, RTT: time.Millisecond}.Run(t.Context())
+	must(t, err)
+	tcp, err := TCP{Target: serverAddr[false], Ports: ports, Attempts: 2, Timeout: 10 * time.Millisecond, RTT: time.Millisecond}.Run(t.Context())
+	must(t, err)
+	var want []Answer
+	for p := range ports.All {
+		want = append(want, Answer{Port: p, Sent: 2, Fault: Timeout})
+	}
+	if diff := cmp.Diff([][]Answer{want, want}, [][]Answer{udp, tcp}, unstable); diff != "" {
+		t.Errorf("%.2000s", diff)
 	}
 }

@@ -340,6 +340,9 @@ func (c *connector) closeAll() {
 // finish books what ended last and names what was not decided.
 func (c *connector) finish(ctx context.Context) ([]Answer, error) {
 	c.collect()
+	for _, i := range c.connected {
+		c.answers[i].ExchangeErr = context.Cause(ctx) // no worker got to it
+	}
 	for i := range c.answers {
 		if c.answers[i].Answered == 0 {
 			c.answers[i].note(outcome{fault: Unfinished})

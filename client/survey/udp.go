@@ -19,11 +19,11 @@ type UDP struct {
 	Ports      scenarios.PortSet // remote ports
 	LocalPorts scenarios.PortSet // own ports; needs RemotePort
 	RemotePort uint16
-	Local      netip.AddrPort // where to send from; zero leaves it to the system; the port counts only with Ports
+	Local      netip.AddrPort // where to send from; zero leaves it to the system; the port counts only with Ports, on Linux
 
 	Attempts int           // datagrams per port, 0 is 3; a port that answered gets no further ones
 	All      bool          // send every attempt to every port, to measure loss
-	Spacing  time.Duration // between attempts at one port; 0 is 200 ms
+	Spacing  time.Duration // between attempts at one port; 0 is 200 ms, or 2 round trips if that is more
 	Wait     time.Duration // for answers after the last attempt; 0 is 1 s, or 4 round trips but at least 200 ms if the round-trip time is known
 	Rate     int           // packets per second; 0 goes as fast as the answers show the far end can read
 	RTT      time.Duration // round-trip time if known beforehand; 0 learns it from the answers, and is polite until then
@@ -40,7 +40,7 @@ type UDP struct {
 	Progress func(done, total int)
 
 	MaxReply     int  // bytes of a reply that are read; 0 is 2,048
-	DontFragment bool // forbid fragmenting, here and on the way: IP_PMTUDISC_DO
+	DontFragment bool // forbid fragmenting, here and on the way: IP_PMTUDISC_DO; Linux only
 }
 
 // maxPackets bounds a survey's memory: about 10 bytes for every datagram.
@@ -80,7 +80,7 @@ func (u UDP) complete() (UDP, error) {
 	if u.Attempts > 65535 || u.Attempts*ports.Len() > maxPackets {
 		return u, fmt.Errorf("%d attempts at %d ports: at most %d datagrams", u.Attempts, ports.Len(), maxPackets)
 	}
-	u.Spacing = defaulted(u.Spacing, 200*time.Millisecond)
+	u.Spacing = defaulted(u.Spacing, max(200*time.Millisecond, 2*u.RTT))
 	u.MaxReply = defaulted(u.MaxReply, 2048)
 	if u.Target.IsLoopback() {
 		u.RTT = defaulted(u.RTT, 50*time.Microsecond)

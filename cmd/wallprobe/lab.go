@@ -61,7 +61,7 @@ func labAction(c *cli.Context) error {
 	out := newOutput(c)
 	defer out.close()
 	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string) {
-		out.line.Update(done, len(firewalls), doing)
+		out.line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, len(firewalls), doing))
 	})
 	for _, r := range results {
 		out.add(r)

@@ -36,7 +36,7 @@ const saveEvery = 500 * time.Millisecond
 func newOutput(c *cli.Context) *output {
 	return &output{
 		stdout: c.App.Writer, jsonName: c.String("json"),
-		text: textOptions(c), line: report.NewProgressLine(c.App.ErrWriter, isTerminal(c.App.ErrWriter)),
+		text: textOptions(c), line: progressLine(c),
 	}
 }
 
@@ -52,13 +52,16 @@ func textOptions(c *cli.Context) report.Options {
 	return o
 }
 
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+// progressLine shows progress on standard error, if that is a terminal.
+func progressLine(c *cli.Context) *report.ProgressLine {
+	if f, ok := c.App.ErrWriter.(*os.File); ok {
+		return report.NewProgressLine(f)
+	}
+	return nil
 }
 
 func (o *output) progress(p client.Progress) {
-	o.line.Update(p.Done, p.Total, p.Doing)
+	o.line.Show(fmt.Sprintf("%s of %s ports", group(p.Done), group(p.Total)))
 }
 
 // update saves what there is so far, when it is time.

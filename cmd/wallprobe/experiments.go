@@ -1,0 +1,266 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+func experimentsCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "experiments",
+		Usage: "try what the documents say happens behind a firewall, and compare",
+		Description: "Each experiment is a firewall together with what a document says happens behind it.\n" +
+			"It is run, and its outcome is reported as confirmed, contradicted (with the evidence)\n" +
+			"or unmeasured (with the reason). Exit status 0 when all could be run, whatever they showed.",
+		Flags: []cli.Flag{
+			&cli.StringSliceFlag{Name: "only", Usage: "those whose id matches `GLOB`, for example 'CRD-E[1-4]'; may be repeated"},
+			&cli.StringFlag{Name: "json", Usage: "write the rows as JSON to `FILE`, - for standard output"},
+			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
+			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
+		},
+		Action: experiments,
+	}
+}
+
+// A task is one experiment in one of its variants.
+type task struct {
+	book    *lab.Book
+	x       lab.Experiment
+	variant lab.Variant
+}
+
+func experiments(c *cli.Context) error {
+	if c.Args().Present() {
+		return usage("lab experiments takes no arguments; choose with --only '%s'", c.Args().First())
+	}
+	books, err := lab.Books()
+	if err != nil {
+		return err
+	}
+	tasks, err := choose(books, c.StringSlice("only"))
+	if err != nil {
+		return err
+	}
+	if done, err := enterLab(c.Context); done || err != nil {
+		return err
+	}
+	line := progressLine(c)
+	defer line.Clear()
+	t := &trials{m: lab.Measurement{IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}, done: make(map[place]*trialResult)}
+	t.run(c.Context, tasks, books, func(done, total int, doing string) {
+		line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, total, doing))
+	})
+	line.Clear()
+	rows, disputes := t.rows(tasks), t.disputes(tasks, books)
+	if name := c.String("json"); name != "" {
+		return writeRows(c, name, rows)
+	}
+	if err := report.Experiments(c.App.Writer, rows, textOptions(c)); err != nil {
+		return err
+	}
+	for _, d := range disputes {
+		fmt.Fprintf(c.App.Writer, "\n%s", d)
+	}
+	return t.status()
+}
+
+func choose(books []lab.Book, only []string) ([]task, error) {
+	var out []task
+	var ids []string
+	for i := range books {
+		for _, x := range books[i].Experiments {
+			ids = append(ids, x.ID)
+			ok, err := lab.Match(only, x.ID)
+			if err != nil {
+				return nil, usage("--only: %v", err)
+			}
+			if !ok {
+				continue
+			}
+			for _, v := range x.All() {
+				out = append(out, task{&books[i], x, v})
+			}
+		}
+	}
+	if len(out) == 0 {
+		return nil, usage("--only: no experiment matches; there are %v", ids)
+	}
+	return out, nil
+}
+
+// A place is where an experiment is run. Experiments in one place share its result.
+type place struct{ scenario, role, firewall string }
+
+func (t task) place() place { return place{t.book.Scenario, t.book.Role, t.variant.Firewall} }
+
+// trials runs every place once.
+type trials struct {
+	m    lab.Measurement
+	mu   sync.Mutex
+	done map[place]*trialResult
+}
+
+type trialResult struct {
+	res *client.Result
+	err error
+}
+
+func (t *trials) run(ctx context.Context, tasks []task, books []lab.Book, progress func(done, total int, doing string)) {
+	places := places(tasks, books)
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, worlds)
+	for _, p := range places {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			res, err := t.one(ctx, p)
+			t.mu.Lock()
+			defer t.mu.Unlock()
+			t.done[p] = &trialResult{res, err}
+			progress(len(t.done), len(places), p.firewall)
+		})
+	}
+	wg.Wait()
+}
+
+// places lists where the tasks and the disputes about them are decided.
+func places(tasks []task, books []lab.Book) []place {
+	var out []place
+	add := func(p place) {
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	for _, t := range tasks {
+		add(t.place())
+	}
+	for i := range books {
+		for _, d := range books[i].Disputes {
+			if concerns(d, tasks) {
+				add(place{books[i].Scenario, books[i].Role, d.Firewall})
+			}
+		}
+	}
+	return out
+}
+
+// concerns tells whether a dispute is about any of the tasks.
+func concerns(d lab.Dispute, tasks []task) bool {
+	return slices.ContainsFunc(tasks, func(t task) bool { return slices.Contains(d.Experiments, t.x.ID) })
+}
+
+func (t *trials) one(ctx context.Context, p place) (*client.Result, error) {
+	s, err := scenarios.Load(p.scenario)
+	if err != nil {
+		return nil, err
+	}
+	f, err := lab.OpenFirewall(p.firewall)
+	if err != nil {
+		return nil, err
+	}
+	m := t.m
+	m.Scenarios = []*scenarios.Scenario{s}
+	m.Roles = func(*scenarios.Scenario) []string { return []string{p.role} }
+	results, err := measureOne(ctx, f, m)
+	if err != nil || len(results) == 0 {
+		return nil, err
+	}
+	return results[0], nil
+}
+
+func (t *trials) rows(tasks []task) []report.ExperimentRow {
+	var rows []report.ExperimentRow
+	for _, k := range tasks {
+		row := report.ExperimentRow{ID: k.x.ID, Variant: k.variant.Name, Firewall: k.variant.Firewall,
+			Document: k.x.Document, Quote: k.x.Quote, Source: k.x.Source}
+		got := t.done[k.place()]
+		if got.res == nil {
+			row.Status, row.Measured, row.Reason = string(lab.Unmeasured), "nothing", fmt.Sprint(got.err)
+			rows = append(rows, row)
+			continue
+		}
+		status, measured, reason := k.x.Compare(got.res)
+		row.Status, row.Measured, row.Reason, row.Seconds = string(status), measured, reason, got.res.Seconds
+		row.Findings = evidence(got.res, k.x.Show)
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+// evidence are the findings on some paths, a line each.
+func evidence(r *client.Result, paths []string) []string {
+	var out []string
+	for i := range r.Findings {
+		if f := &r.Findings[i]; slices.Contains(paths, f.Path) {
+			out = append(out, fmt.Sprintf("%s %s", f.Path, f.Sentence()))
+		}
+	}
+	return out
+}
+
+// disputes says which of two documents the measurement supports.
+func (t *trials) disputes(tasks []task, books []lab.Book) []string {
+	var out []string
+	for i := range books {
+		for _, d := range books[i].Disputes {
+			if !concerns(d, tasks) {
+				continue
+			}
+			got := t.done[place{books[i].Scenario, books[i].Role, d.Firewall}]
+			if got.res == nil {
+				continue
+			}
+			text := fmt.Sprintf("The documents disagree: %s\n", d.Title)
+			supported := d.Supported(got.res)
+			for _, s := range d.Sides {
+				mark := "not supported"
+				if slices.ContainsFunc(supported, func(o lab.Side) bool { return o.Source == s.Source }) {
+					mark = "supported by the measurement"
+				}
+				text += fmt.Sprintf("  %s: %s - %s (behind %s)\n", s.Source, s.Says, mark, d.Firewall)
+			}
+			if d.Note != "" {
+				text += "  " + d.Note + "\n"
+			}
+			out = append(out, text)
+		}
+	}
+	return out
+}
+
+// status is not good only where something could not be run.
+func (t *trials) status() error {
+	for p, got := range t.done {
+		if got.res == nil || !got.res.Complete {
+			return &exitError{exitInconclusive, fmt.Sprintf("behind %s nothing could be measured: %v", p.firewall, got.err)}
+		}
+	}
+	return nil
+}
+
+// writeRows writes the rows where --json says.
+func writeRows(c *cli.Context, name string, rows []report.ExperimentRow) error {
+	var b bytes.Buffer
+	if err := report.ExperimentsJSON(&b, rows); err != nil {
+		return err
+	}
+	if name == "-" {
+		_, err := c.App.Writer.Write(b.Bytes())
+		return err
+	}
+	if err := writeWhole(name, b.Bytes()); err != nil {
+		return usage("--json: %v", err)
+	}
+	return nil
+}

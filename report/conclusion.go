@@ -1,0 +1,195 @@
+package report
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+// maxRules is the number of firewall rules that get a line.
+const maxRules = 8
+
+// dropped names the rules that stopped packets, where a path was lost.
+func dropped(r *client.Result, o Options) []string {
+	hurt := func(f client.Finding) bool { return f.Verdict != client.Open && f.Verdict != client.Unmeasured }
+	if r.Firewall == nil || !slices.ContainsFunc(r.Findings, hurt) {
+		return nil
+	}
+	var out []string
+	for _, rule := range r.Firewall.Rules {
+		did := map[string]string{"drop": "dropped", "reject": "rejected"}[rule.Verdict]
+		if did == "" || rule.Packets == 0 {
+			continue
+		}
+		text := fmt.Sprintf("firewall: rule %d in %s %s %s: ", rule.Index, rule.Chain, did, count(rule.Packets, "packet"))
+		if !o.Details {
+			out = append(out, text+shorten(clean(rule.Text), max(minimum, o.width()-4-textWidth(text))))
+			continue
+		}
+		out = append(out, text+rule.Text)
+	}
+	if more := len(out) - maxRules; more > 1 && !o.Details {
+		out = append(out[:maxRules], fmt.Sprintf("firewall: … %d more rules; see --details", more))
+	}
+	return out
+}
+
+// outcomes lays out what works, by which way, and what stops the rest.
+func outcomes(r *client.Result, o Options) *Table {
+	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{Flex: 2}, {}, {Flex: 3}}}
+	for _, oc := range r.Outcomes {
+		t.add(cell{text: outcomeTitle(oc)}, o.outcome(oc), cell{text: reason(oc)})
+		if !o.Details {
+			continue
+		}
+		for i, w := range oc.Ways {
+			state := "survives"
+			if !w.Works {
+				state = strings.Join(w.Stopped, ", ")
+			}
+			t.Note(2, fmt.Sprintf("way %d, %s: %s", i+1, w.Title, state))
+		}
+	}
+	return t
+}
+
+func outcomeTitle(oc client.Outcome) string {
+	if oc.Optional {
+		return oc.Title + " (optional)"
+	}
+	return oc.Title
+}
+
+func (o Options) outcome(oc client.Outcome) cell {
+	switch {
+	case oc.Works:
+		return o.word("works", green)
+	case oc.Unknown:
+		return o.word("unknown", yellow)
+	}
+	return o.word("fails", red)
+}
+
+// reason says by which way an outcome works, or what stops its ways.
+func reason(oc client.Outcome) string {
+	var stopped []string
+	said := make(map[string]int)
+	for _, w := range oc.Ways {
+		if w.Works {
+			break
+		}
+		s := few(w.Stopped)
+		if said[s]++; said[s] > 1 {
+			continue // as a way before
+		}
+		if len(oc.Ways) > 1 {
+			s = w.Title + ": " + s
+		}
+		stopped = append(stopped, s)
+	}
+	why := strings.Join(stopped, "; ")
+	switch {
+	case !oc.Works && len(said) == 1 && len(oc.Ways) > 1:
+		return "every way: " + few(oc.Ways[0].Stopped)
+	case !oc.Works:
+		return why
+	case why != "":
+		return oc.Via + " (not " + why + ")"
+	}
+	return oc.Via
+}
+
+// few shortens a list of paths that do not survive.
+func few(stopped []string) string {
+	const most = 3
+	if more := len(stopped) - most; more > 1 {
+		return fmt.Sprintf("%s and %d more paths", strings.Join(stopped[:most], ", "), more)
+	}
+	return strings.Join(stopped, ", ")
+}
+
+// notices say what is missing from a result, and the next step.
+func notices(r *client.Result, o Options) []string {
+	var out []string
+	if !r.Complete {
+		why := r.Why
+		if why == "" {
+			why = "the run did not come to its end"
+		}
+		out = append(out, "This result is not complete: "+why+". What was not tried counts as unmeasured; run it again for the rest.")
+	}
+	has := r.Ledgers[client.WhereFar] != nil
+	switch {
+	case !has:
+		out = append(out, "The reflector's ledger is missing: "+uncontrolled(r, o)+". Without it nobody can say whether a packet was lost on its way out or the answer on its way back, so silence is called silent, not blocked. Next step: keep this result (--json FILE) and the journal of the reflector (reflector --journal FILE), then join both: wallprobe merge RESULT JOURNAL")
+	case unseen(r):
+		out = append(out, "The reflector cannot see SYNs on its system, so TCP paths that stayed silent may be lost either way. Next step: start it with the privilege to capture packets (setcap cap_net_raw+ep wallprobe).")
+	}
+	return out
+}
+
+// uncontrolled says why there is no ledger.
+func uncontrolled(r *client.Result, o Options) string {
+	if r.Control.Via != "" {
+		return "control over " + r.Control.Via + " was there, then lost"
+	}
+	if len(r.Control.Tried) == 0 {
+		return "no port carried control"
+	}
+	var tried []string
+	for _, t := range r.Control.Tried {
+		tried = append(tried, fmt.Sprintf("%d %s", t.Port, t.Error))
+	}
+	if more := len(tried) - maxParts; more > 1 && !o.Details {
+		tried = append(tried[:maxParts], fmt.Sprintf("%d more ports", more))
+	}
+	return "no port carried control (" + strings.Join(tried, ", ") + ")"
+}
+
+// unseen tells whether TCP paths stayed silent for lack of a witness.
+func unseen(r *client.Result) bool {
+	return slices.ContainsFunc(r.Findings, func(f client.Finding) bool {
+		return f.Verdict == client.Silent && f.Transport == scenarios.TCP && r.Ledgers[end(&f)] != nil && r.Ledgers[end(&f)].Witness == ""
+	})
+}
+
+// summary is the last line, sentence by sentence.
+func summary(r *client.Result) []string {
+	var verdicts []string
+	for _, v := range client.Verdicts {
+		n := 0
+		for _, f := range r.Findings {
+			if f.Verdict == v {
+				n++
+			}
+		}
+		if n > 0 {
+			verdicts = append(verdicts, Group(n)+" "+string(v))
+		}
+	}
+	works, unknown := 0, 0
+	for _, oc := range r.Outcomes {
+		switch {
+		case oc.Works:
+			works++
+		case oc.Unknown:
+			unknown++
+		}
+	}
+	out := []string{join(": ", count(len(r.Findings), "path"), strings.Join(verdicts, ", ")) + "."}
+	if n := len(r.Outcomes); n > 0 {
+		verb := "work"
+		if works == 1 {
+			verb = "works"
+		}
+		text := fmt.Sprintf("%d of %d outcomes %s", works, n, verb)
+		if unknown > 0 {
+			text += fmt.Sprintf(", %d unknown", unknown)
+		}
+		out = append(out, text+".")
+	}
+	return append(out, fmt.Sprintf("%.1f s", r.Seconds))
+}

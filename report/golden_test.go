@@ -1,0 +1,62 @@
+package report
+
+import (
+	"bytes"
+	"flag"
+	"io"
+	"os"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/wallprobe/wallprobe/client"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+const golden = "../testdata/report/"
+
+// goldens is what is printed, by the name of the file that holds it.
+var goldens = map[string]func(io.Writer) error{
+	"text":               text(sample(), Options{}),
+	"text-color":         text(sample(), Options{Color: true}),
+	"text-details":       text(sample(), Options{Details: true, Width: 120}),
+	"text-narrow":        text(sample(), Options{Width: 72}),
+	"text-offline":       text(offline(), Options{}),
+	"text-parts":         text(manyParts(), Options{}),
+	"matrix":             func(w io.Writer) error { return Matrix(w, matrixResults(), Options{Width: 120}) },
+	"matrix-narrow":      func(w io.Writer) error { return Matrix(w, matrixResults(), Options{Width: 80}) },
+	"experiments":        func(w io.Writer) error { return Experiments(w, sampleRows(), Options{}) },
+	"experiments-detail": func(w io.Writer) error { return Experiments(w, sampleRows(), Options{Details: true, Width: 80}) },
+	"result-json":        func(w io.Writer) error { return JSON(w, []*client.Result{sample()}) },
+	"experiments-json":   func(w io.Writer) error { return ExperimentsJSON(w, sampleRows()) },
+}
+
+func text(r *client.Result, o Options) func(io.Writer) error {
+	return func(w io.Writer) error { return Text(w, r, o) }
+}
+
+func TestOutputIsExactlyTheGoldenFile(t *testing.T) {
+	for name, print := range goldens {
+		t.Run(name, func(t *testing.T) {
+			var out bytes.Buffer
+			if err := print(&out); err != nil {
+				t.Fatal(err)
+			}
+			file := golden + name + ".golden"
+			if *update {
+				if err := os.WriteFile(file, out.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), out.String()); diff != "" {
+				t.Errorf("differs from %s (-want +got):\n%s", file, diff)
+			}
+		})
+	}
+}
