@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -28,15 +29,17 @@ type farEnd struct {
 	offline bool // keys come from the zero nonce: probes did not wait for control
 	contact      // what is known of control; empty until it is there
 	http    *http.Client
-	trying  chan error // ends when control is there or every port has failed
+	delay   time.Duration // round-trip time, when it was known before probing began
+	trying  chan error    // ends when control is there or every port has failed
 }
 
 // contact is how control was found.
 type contact struct {
 	hello *wire.HelloReply
 	tried []Tried
-	base  string // "https://host:port" of the port that carries control
-	via   string // "443/tcp"
+	base  string        // "https://host:port" of the port that carries control
+	via   string        // "443/tcp"
+	rtt   time.Duration // of the TCP handshake with that port
 }
 
 // controlPort is one way to try control.
@@ -88,6 +91,7 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 	type answer struct {
 		i     int
 		hello wire.HelloReply
+		rtt   time.Duration
 		err   error
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -100,7 +104,7 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 			a := answer{i: i}
 			select {
 			case <-time.After(time.Duration(i) * stagger):
-				a.hello, a.err = f.greet(ctx, f.url(p), program)
+				a.hello, a.rtt, a.err = f.greet(ctx, f.url(p), program)
 			case <-ctx.Done():
 				a.err = context.Cause(ctx)
 			}
@@ -115,7 +119,7 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 			return contact{}, refusal
 		}
 		if a.err == nil {
-			return contact{hello: &a.hello, base: f.url(ports[a.i]), via: fmt.Sprintf("%d/tcp", ports[a.i].port)}, nil
+			return contact{hello: &a.hello, rtt: a.rtt, base: f.url(ports[a.i]), via: fmt.Sprintf("%d/tcp", ports[a.i].port)}, nil
 		}
 	}
 	var c contact
@@ -129,6 +133,7 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 // called once probes are on their way.
 func (f *farEnd) adopt() {
 	if f.hello != nil {
+		f.delay = f.rtt
 		f.keys, f.offline = wire.Derive(f.key, f.session, f.hello.Nonce), false
 	}
 }
@@ -141,10 +146,15 @@ func (f *farEnd) url(p controlPort) string {
 	return scheme + "://" + net.JoinHostPort(f.addr.String(), strconv.Itoa(int(p.port)))
 }
 
-func (f *farEnd) greet(ctx context.Context, base, program string) (wire.HelloReply, error) {
-	var hello wire.HelloReply
-	err := f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Program: program}, &hello)
-	return hello, err
+// greet says hello and measures the round-trip time by the way.
+func (f *farEnd) greet(ctx context.Context, base, program string) (hello wire.HelloReply, rtt time.Duration, err error) {
+	var began time.Time
+	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		ConnectStart: func(string, string) { began = time.Now() },
+		ConnectDone:  func(string, string, error) { rtt = time.Since(began) },
+	})
+	err = f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Program: program}, &hello)
+	return hello, rtt, err
 }
 
 func (f *farEnd) call(ctx context.Context, base, name string, body, into any) error {

@@ -9,7 +9,7 @@ import (
 // ledger is a view that knows nothing.
 type farView struct {
 	ledger *wire.Ledger
-	syns   map[uint16]int
+	syns   perPort
 	probes map[uint32]*farProbe
 	strays map[farPort][]wire.Event
 }
@@ -19,30 +19,34 @@ type farPort struct {
 	port      uint16
 }
 
+// perPort holds a number for every port: ranges are asked port by port.
+type perPort [65536]uint8
+
+func (p *perPort) add(port uint16, n int) { p[port] = uint8(min(int(p[port])+n, 255)) }
+
 type farProbe struct {
-	seen, answered map[uint16]int
-	events         []wire.Event
+	seen, answered perPort
+	events         map[farPort][]wire.Event
 }
 
 func viewOf(l *wire.Ledger) *farView {
-	v := &farView{ledger: l, syns: make(map[uint16]int), probes: make(map[uint32]*farProbe), strays: make(map[farPort][]wire.Event)}
+	v := &farView{ledger: l, probes: make(map[uint32]*farProbe), strays: make(map[farPort][]wire.Event)}
 	if l == nil {
 		return v
 	}
 	for _, c := range l.SYNs {
 		for port := range c.Ports.All {
-			v.syns[port] += c.N
+			v.syns.add(port, c.N)
 		}
 	}
-	for _, e := range l.Strays {
-		k := farPort{e.Transport, e.Local.Port()}
-		v.strays[k] = append(v.strays[k], e)
-	}
+	file(v.strays, l.Strays)
 	for _, p := range l.Probes {
-		fp := &farProbe{seen: make(map[uint16]int), answered: make(map[uint16]int), events: p.Events}
+		fp := &farProbe{events: make(map[farPort][]wire.Event)}
+		file(fp.events, p.Events)
 		for _, c := range p.Counts {
 			for port := range c.Ports.All {
-				fp.seen[port], fp.answered[port] = c.Seen, c.Answered
+				fp.seen.add(port, c.Seen)
+				fp.answered.add(port, c.Answered)
 			}
 		}
 		v.probes[p.Probe] = fp
@@ -66,6 +70,14 @@ type portEvidence struct {
 	strays    []wire.Event // at that port, without one
 }
 
+// file sorts events by the port that they arrived at.
+func file(into map[farPort][]wire.Event, events []wire.Event) {
+	for _, e := range events {
+		k := farPort{e.Transport, e.Local.Port()}
+		into[k] = append(into[k], e)
+	}
+}
+
 // at gathers the evidence of one port. For probes that vary their own port,
 // port is that one, and what the reflector binds is judged by the aimed-at one.
 func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) portEvidence {
@@ -80,11 +92,11 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 	e.ledger, e.witness = true, v.ledger.Witness != ""
 	e.bound, e.why = v.serves(t, aimed)
 	if p := v.probes[near.Probe]; p != nil {
-		e.seen, e.answered = p.seen[port], p.answered[port]
-		e.events = eventsAt(p.events, t, aimed)
+		e.seen, e.answered = int(p.seen[port]), int(p.answered[port])
+		e.events = p.events[farPort{t, aimed}]
 	}
 	if t == scenarios.TCP {
-		e.syns = v.syns[aimed]
+		e.syns = int(v.syns[aimed])
 	}
 	e.strays = v.strays[farPort{t, aimed}]
 	return e
@@ -104,16 +116,6 @@ func (v *farView) serves(t scenarios.Transport, port uint16) (bool, string) {
 		}
 	}
 	return false, "it is in none of its scenarios"
-}
-
-func eventsAt(list []wire.Event, t scenarios.Transport, port uint16) []wire.Event {
-	var out []wire.Event
-	for _, e := range list {
-		if e.Transport == t && e.Local.Port() == port {
-			out = append(out, e)
-		}
-	}
-	return out
 }
 
 // arrived tells whether anything of a connection reached the reflector.

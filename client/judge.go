@@ -146,27 +146,24 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 	if len(f.Evidence.Near) > 1 && !o.ByLocal {
 		target = o.Target
 	}
-	type key struct {
-		verdict Verdict
-		why     string
-	}
-	index := make(map[key]int)
+	index := make(map[conclusion]int)
+	known := make(map[likeness]conclusion)
 	var parts []Part
-	var k key
+	var c conclusion
 	for port := range o.Ports.All {
 		var sent, seen, answered int
 		if len(o.Probed) == 0 || o.Probed.Contains(port) {
 			e := v.at(o, f.Transport, port)
 			e.maxLoss = cmp.Or(f.MaxLoss, defaultLoss)
-			k.verdict, k.why = e.judge()
+			c = e.conclude(known)
 			seen, _ = e.count()
 			sent, answered = o.Sent, o.Answered
 		} // else as the port before: the run was bisected to its edges
-		i, ok := index[k]
+		i, ok := index[c]
 		if !ok {
 			i = len(parts)
-			index[k] = i
-			parts = append(parts, Part{Target: target, Verdict: k.verdict, Why: k.why, Attempts: &Attempts{}})
+			index[c] = i
+			parts = append(parts, Part{Target: target, Verdict: c.verdict, Why: c.why, Attempts: &Attempts{}})
 		}
 		p := &parts[i]
 		p.Ports = appendPort(p.Ports, port)
@@ -175,6 +172,34 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 		p.Attempts.Answered += answered
 	}
 	return parts
+}
+
+// A conclusion is a verdict with its proof in a few words.
+type conclusion struct {
+	verdict Verdict
+	why     string
+}
+
+// likeness is all that can tell two ports of one observation apart when the
+// far end has no events of them; tens of thousands of ports share a few.
+type likeness struct {
+	bound                bool
+	why                  string
+	seen, answered, syns int
+}
+
+func (e *portEvidence) conclude(known map[likeness]conclusion) conclusion {
+	k := likeness{e.bound, e.why, e.seen, e.answered, e.syns}
+	plain := len(e.events)+len(e.strays) == 0
+	if c, ok := known[k]; ok && plain {
+		return c
+	}
+	var c conclusion
+	c.verdict, c.why = e.judge()
+	if plain {
+		known[k] = c
+	}
+	return c
 }
 
 // appendPort adds a port that is higher than all in the set.

@@ -27,9 +27,12 @@ func (r *runner) probe(ctx context.Context, p Probe) []Observation {
 	switch {
 	case p.Where == WhereInward:
 		return r.inward(ctx, p)
-	case p.Sweeps() && p.Transport == scenarios.UDP:
-		return r.sweepUDP(ctx, p)
 	case p.Sweeps():
+		r.sweeping.Lock() // two at once would take each other's packets for lost
+		defer r.sweeping.Unlock()
+		if p.Transport == scenarios.UDP {
+			return r.sweepUDP(ctx, p)
+		}
 		return r.sweepTCP(ctx, p)
 	}
 	obs := make([]Observation, p.Ports.Len())

@@ -26,6 +26,7 @@ type Config struct {
 	Resolve   func(name string) (netip.Addr, bool)
 	Proxy     *url.URL      // for control
 	Timeout   time.Duration // the longest single wait; 0 is DefaultTimeout
+	RTT       time.Duration // round-trip time where it is known beforehand; 0 learns it
 	Rate      int           // packets per second of a sweep; 0 adapts
 	Sweep     bool          // try every port of a range; else edges, a sample, and bisection
 	Bytes     int64         // data phase of TCP paths that say nothing; 0 is DefaultBytes
@@ -51,8 +52,9 @@ type runner struct {
 	plan Plan
 	ends map[Where]*farEnd
 
-	meeting sync.WaitGroup // attempts at control under way
-	hangUp  context.CancelFunc
+	sweeping sync.Mutex     // one sweep at a time
+	meeting  sync.WaitGroup // attempts at control under way
+	hangUp   context.CancelFunc
 
 	mu       sync.Mutex
 	res      Result

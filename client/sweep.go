@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -30,7 +31,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	}
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		u := survey.UDP{
-			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: r.cfg.Rate, Wait: r.cfg.Timeout / 2,
+			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: r.cfg.Rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
 			Progress: func(done, _ int) { progress(done) },
 			Request: func(dst []byte, port uint16, attempt int) []byte {
 				m := r.message(p, port, attempt)
@@ -72,13 +73,27 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	})
 }
 
+// rtt is the round-trip time to a far end, as far as it is known; 0 when not.
+func (r *runner) rtt(w Where) time.Duration {
+	return cmp.Or(r.ends[w].delay, r.cfg.RTT)
+}
+
+// sweepWait is the time for answers after a sweep's last attempt; with a known
+// round-trip time a survey chooses it.
+func (r *runner) sweepWait(w Where) time.Duration {
+	if r.rtt(w) > 0 {
+		return 0
+	}
+	return r.cfg.Timeout / 2
+}
+
 // sweepTCP connects to every port of a range and exchanges the token.
 func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
 	f := r.ends[p.Where]
 	results := make([]*protocol.Result, 65536)
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		t := survey.TCP{
-			Target: p.Addr, Ports: ports, Timeout: r.cfg.Timeout / 3, Attempts: tries, Rate: r.cfg.Rate, Limit: r.cfg.Timeout,
+			Target: p.Addr, Ports: ports, Timeout: r.cfg.Timeout / 3, Attempts: tries, Rate: r.cfg.Rate, RTT: r.rtt(p.Where), Limit: r.cfg.Timeout,
 			Progress: func(done, _ int) { progress(done) },
 			Exchange: func(ctx context.Context, c net.Conn, port uint16) error {
 				res := protocol.Stream(p.Speak).Probe(ctx, c, protocol.Exchange{

@@ -39,6 +39,9 @@ type Measurement struct {
 // DefaultTimeout is enough where every host is on one machine.
 const DefaultTimeout = time.Second
 
+// labRTT is about the round-trip time between two hosts of the lab.
+const labRTT = 100 * time.Microsecond
+
 // stopWait is how long a reflector may take to write its journal and end.
 const stopWait = 10 * time.Second
 
@@ -239,7 +242,7 @@ func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role strin
 	host := t.world.Host(hostName)
 	server := address(t.world.Host(serverName), t.m.IPv6)
 	args := []string{"run", scenarioArg(s), "--as", role, "--reflector", server.String(), "--key-file", t.keyFile(),
-		"--timeout", t.m.Timeout.String(), "--sweep", "--json", "-"}
+		"--timeout", t.m.Timeout.String(), "--rtt", labRTT.String(), "--sweep", "--json", "-"}
 	for _, p := range t.world.config.Own {
 		args = append(args, "--owned", p.String())
 	}

@@ -131,7 +131,9 @@ func (l *lab) build(client netns.NsHandle) {
 	l.in(l.firewall, func() error {
 		return errors.Join(up("lo"), up("f0", "10.9.1.1/24", "fd09:1::1/64"), up("f1", "10.9.2.1/24", "fd09:2::1/64"),
 			sysctl("net/ipv4/ip_forward", "1"), sysctl("net/ipv6/conf/all/forwarding", "1"),
-			sysctl("net/ipv4/icmp_ratelimit", "0"), sysctl("net/ipv6/icmp/ratelimit", "0"))
+			// No limit per destination, and, with no type in the mask, none overall.
+			sysctl("net/ipv4/icmp_ratelimit", "0"), sysctl("net/ipv6/icmp/ratelimit", "0"),
+			sysctl("net/ipv4/icmp_ratemask", "0"), sysctl("net/ipv6/icmp/ratemask", "\n"))
 	})
 }
 

@@ -13,7 +13,8 @@ const (
 	// Linux's default receive buffer of 208 KiB holds about 270 small
 	// datagrams, so this cannot overrun a reader that is briefly away.
 	window = 256
-	settle = 10 * time.Millisecond // age at which a packet stops counting
+	settle = 10 * time.Millisecond  // age at which a packet stops counting, at least
+	stall  = 200 * time.Millisecond // how long a reader may be away
 )
 
 // A pacer says how many packets may leave now.
@@ -22,11 +23,17 @@ const (
 // How many are owed follows from the share of settled packets that were
 // answered: with every port open it is a plain window that follows the far
 // end's reader, with everything dropped nothing is owed and the rate decides.
-// This needs ports in an order in which open ones are spread evenly; see stride.
+// This needs ports in an order in which open ones are spread evenly (stride);
+// then a sudden silence is not a blocked range but a reader that is away, and
+// the sender waits for it up to the stall time.
 type pacer struct {
 	fixed float64       // packets per second; 0 adapts
 	rtt   time.Duration // smallest known; 0 unknown
 
+	window  float64
+	smooth  time.Duration // smoothed round-trip time
+	heard   time.Duration // when the last answer of this round came; 0 none yet
+	since   int           // packets sent since
 	tokens  float64
 	last    time.Duration // when tokens were counted
 	share   float64       // of settled packets that were answered
@@ -51,7 +58,14 @@ const (
 
 // newPacer paces packets with keys 0 to keys-1.
 func newPacer(rate int, rtt time.Duration, keys int) *pacer {
-	return &pacer{fixed: float64(rate), rtt: rtt, share: 1, ring: make([]flight, 1<<14), state: make([]packetState, keys)}
+	return &pacer{fixed: float64(rate), rtt: rtt, window: window, share: 1, ring: make([]flight, 1<<14), state: make([]packetState, keys)}
+}
+
+// round begins a further round over the ports that have not answered. Nothing
+// is known of how many will. Those that do were lost before, so it is gentler.
+func (p *pacer) round() {
+	p.heard, p.share = 0, 1
+	p.window = max(32, p.window/2)
 }
 
 func (p *pacer) rate() float64 {
@@ -81,10 +95,10 @@ func (p *pacer) allow(now time.Duration, limit int) (int, time.Duration) {
 		// The share only ever nears 0; below one in a thousand nothing is owed.
 		share := max(p.share, 0.001)
 		owed := share*float64(p.n) - float64(p.hits)
-		n = min(n, int((window-owed)/share))
+		n = min(n, int((p.window-owed)/share))
 	}
 	if n <= 0 {
-		return 0, max(time.Microsecond, p.ring[p.head].at+settle-now)
+		return 0, max(100*time.Microsecond, p.ring[p.head].at+p.age()-now)
 	}
 	return n, 0
 }
@@ -96,25 +110,39 @@ func (p *pacer) sent(key int, now time.Duration) {
 	p.ring[(p.head+p.n)%len(p.ring)] = flight{key, now}
 	p.n++
 	p.tokens--
+	p.since++
 	p.state[key] = inFlight
 }
 
 // answered tells that something came back for a packet; rtt is 0 if unknown.
-func (p *pacer) answered(key int, rtt time.Duration) {
+func (p *pacer) answered(key int, now, rtt time.Duration) {
+	p.heard, p.since = now, 0
 	if p.state[key] == inFlight {
 		p.hits++
 		p.state[key] = resolved
 	}
-	if rtt > 0 && (p.rtt == 0 || rtt < p.rtt) {
+	if rtt == 0 {
+		return
+	}
+	p.smooth += (rtt - p.smooth) / 8
+	if p.rtt == 0 || rtt < p.rtt {
 		p.rtt = rtt
 	}
 }
 
+// expire lets packets stop counting that are old, unless the reader is away:
+// answers came until lately, and some twenty more should have come since.
 func (p *pacer) expire(now time.Duration) {
-	for p.n > 0 && now-p.ring[p.head].at >= settle {
+	if p.heard > 0 && now-p.heard < stall && p.share*float64(p.since) > 20 {
+		return
+	}
+	for p.n > 0 && now-p.ring[p.head].at >= p.age() {
 		p.pop()
 	}
 }
+
+// age is when a packet stops counting: a loaded reader is a slow one.
+func (p *pacer) age() time.Duration { return min(max(settle, 4*p.smooth), stall) }
 
 func (p *pacer) pop() {
 	key := p.ring[p.head].key

@@ -292,18 +292,23 @@ func TestEveryPortRejectedIsReportedExactly(t *testing.T) {
 	if l == nil {
 		return
 	}
-	// IPv6, because Linux limits the ICMP errors of IPv4 for all namespaces together.
-	l.rules("meta l4proto udp reject with icmpv6 type admin-prohibited\n")
-	var want []Answer
-	for p := range everyPort.All {
-		want = append(want, Answer{Port: p, Fault: Unreachable, ICMP: ICMP{Type: 1, Code: 1, From: routerAddr[true], V6: true}})
-	}
-	start := time.Now()
-	got, err := UDP{Target: serverAddr[true], Ports: everyPort, RTT: time.Millisecond, Request: request, Check: check}.Run(t.Context())
-	must(t, err)
-	t.Log(time.Since(start))
-	if diff := cmp.Diff(want, got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
-		t.Errorf("%.2000s", diff)
+	l.rules("udp dport != 0 reject with icmpx type admin-prohibited\n")
+	for _, v6 := range []bool{false, true} {
+		icmp := ICMP{Type: 3, Code: 13, From: routerAddr[v6]}
+		if v6 {
+			icmp = ICMP{Type: 1, Code: 1, From: routerAddr[v6], V6: true}
+		}
+		var want []Answer
+		for p := range everyPort.All {
+			want = append(want, Answer{Port: p, Fault: Unreachable, ICMP: icmp})
+		}
+		start := time.Now()
+		got, err := UDP{Target: serverAddr[v6], Ports: everyPort, RTT: time.Millisecond, Request: request, Check: check}.Run(t.Context())
+		must(t, err)
+		t.Logf("v6=%v: %v", v6, time.Since(start))
+		if diff := cmp.Diff(want, got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
+			t.Errorf("v6=%v:\n%.2000s", v6, diff)
+		}
 	}
 }
 

@@ -118,7 +118,7 @@ func pace(p *pacer, keys int, rtt time.Duration, answers func(key int) bool) (se
 	waiting := 0
 	for now := time.Duration(0); now < time.Second && sent < keys; now += 50 * time.Microsecond {
 		for len(coming) > 0 && coming[0].at <= now {
-			p.answered(coming[0].key, rtt)
+			p.answered(coming[0].key, now, rtt)
 			coming = coming[1:]
 			waiting--
 		}
@@ -168,12 +168,12 @@ func TestPaceFitsThePath(t *testing.T) {
 func TestAStalledReaderStopsTheSender(t *testing.T) {
 	p := newPacer(0, time.Millisecond, 1<<20)
 	n, stalled := 0, 0
-	for now := time.Duration(0); now < 100*time.Millisecond+settle; now += 50 * time.Microsecond {
+	for now := time.Duration(0); now < 99*time.Millisecond+stall; now += 50 * time.Microsecond {
 		k, _ := p.allow(now, batchLimit)
 		for range k {
 			p.sent(n, now)
 			if now < 100*time.Millisecond {
-				p.answered(n, time.Millisecond)
+				p.answered(n, now, time.Millisecond)
 			} else {
 				stalled++
 			}

@@ -224,13 +224,13 @@ func (c *connector) settle(i int) {
 		if err == nil {
 			err = unix.Errno(errno)
 		}
-		c.pacer.answered(c.key(i), 0)
+		c.pacer.answered(c.key(i), c.now(), 0)
 		c.fail(i, explain(fd, err))
 		return
 	}
 	a := &c.answers[i]
 	a.Answered, a.RTT, a.Local = 1, max(1, c.now()-c.ports[i].began), localAddr(fd)
-	c.pacer.answered(c.key(i), a.RTT)
+	c.pacer.answered(c.key(i), c.now(), a.RTT)
 	if c.Exchange == nil {
 		c.decided++
 		c.close(i)

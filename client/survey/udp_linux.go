@@ -78,6 +78,7 @@ type sweep struct {
 	pacer *pacer
 
 	next          int // position in the order, over all attempts
+	rounds        int // begun after the first
 	lastSend      time.Duration
 	out, in, errs *batch
 	slots         [batchSize]int // keys of the datagrams in out
@@ -117,6 +118,10 @@ func (s *sweep) fill(now time.Duration) (int, time.Duration) {
 	limit, wait := s.pacer.allow(now, batchSize)
 	n := 0
 	for n < limit && s.next < len(s.sentAt) {
+		if s.next%len(s.answers) == 0 && s.next > s.rounds*len(s.answers) {
+			s.rounds++
+			s.pacer.round()
+		}
 		attempt, i := s.next/len(s.answers), s.order.at(s.next%len(s.answers))
 		if s.skip(i) {
 			s.next++
@@ -201,7 +206,7 @@ func (s *sweep) receive() {
 				continue
 			}
 			if key, rtt := s.reply(int(i), data, now); key >= 0 {
-				s.pacer.answered(key, rtt)
+				s.pacer.answered(key, now, rtt)
 			}
 		}
 		if n < batchSize {
@@ -232,7 +237,7 @@ func (s *sweep) drain() int {
 				continue // the next attempt is fragmented; or send met it itself
 			}
 			if key := s.fail(int(i), o); key >= 0 {
-				s.pacer.answered(key, 0)
+				s.pacer.answered(key, s.now(), 0)
 			}
 		}
 	}

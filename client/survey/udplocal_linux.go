@@ -219,7 +219,7 @@ func (s *localSweep) receive(i int) {
 			continue
 		}
 		if key, rtt := s.reply(i, s.in[:n], s.now()); key >= 0 {
-			s.pacer.answered(key, rtt)
+			s.pacer.answered(key, s.now(), rtt)
 		}
 	}
 	done := s.skip(i)
@@ -238,7 +238,7 @@ func (s *localSweep) drain(i int, err error) {
 		return // send tells this host's own errors; too big ones are fragmented next time
 	}
 	if key := s.fail(i, o); key >= 0 {
-		s.pacer.answered(key, 0)
+		s.pacer.answered(key, s.now(), 0)
 	}
 }
 

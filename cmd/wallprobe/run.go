@@ -47,6 +47,7 @@ func runCommand() *cli.Command {
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", Usage: "packets a second of a sweep (default: adapts; 5000 to 10000 is polite)"},
 			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
 			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
 		}, outputFlags()...),
 		Action: runAction,
@@ -85,7 +86,7 @@ func runAction(c *cli.Context) error {
 
 func runConfig(c *cli.Context) (client.Config, error) {
 	cfg := client.Config{
-		Role: c.String("as"), Sweep: c.Bool("sweep"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), Program: version(), Resolve: resolve,
+		Role: c.String("as"), Sweep: c.Bool("sweep"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), RTT: c.Duration("rtt"), Program: version(), Resolve: resolve,
 	}
 	if cfg.Timeout < 100*time.Millisecond {
 		return cfg, usage("--timeout %v: at least 100ms", cfg.Timeout)
