@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -168,6 +169,9 @@ func (r *runner) probeAll(ctx context.Context) {
 	for _, p := range r.plan.Probes {
 		wg.Go(func() {
 			obs := r.probe(ctx, p)
+			if ctx.Err() != nil { // what did not come to its end proves nothing
+				obs = slices.DeleteFunc(obs, func(o Observation) bool { return o.Stage != protocol.StageDone })
+			}
 			r.mu.Lock()
 			r.seen[p.ID] = obs
 			r.mu.Unlock()
@@ -181,9 +185,12 @@ func (r *runner) probeAll(ctx context.Context) {
 
 // finish fetches the ledgers, trying control once more where it had no way.
 func (r *runner) finish(ctx context.Context) {
-	if ctx.Err() == nil {
-		r.fetch(ctx)
+	wait := r.cfg.Timeout
+	if ctx.Err() != nil {
+		r.hangUp()
+		wait = min(wait, time.Second) // somebody wants the end now
 	}
+	r.fetch(context.WithoutCancel(ctx), wait)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.res.Seconds = time.Since(r.res.Started).Seconds()
@@ -195,9 +202,10 @@ func (r *runner) finish(ctx context.Context) {
 	}
 }
 
-func (r *runner) fetch(ctx context.Context) {
+// fetch asks every far end that control reaches for its ledger.
+func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 	r.meeting.Wait() // at the most until the timeout of the run's beginning
-	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for where, f := range r.ends {
 		l, err := f.ledger(ctx)
@@ -232,7 +240,21 @@ func (r *runner) result() Result {
 // out the outcomes. It may be called again after evidence was added.
 func Conclude(res *Result, s *scenarios.Scenario) {
 	Judge(res.Findings, res.Ledgers)
+	if res.Control.Via != "" && res.Ledgers[WhereFar] == nil && res.Why != "" {
+		lost(res.Findings)
+	}
 	res.Outcomes = Outcomes(s, res.Role, res.Findings)
+}
+
+// lost: the reflector was there at first and is gone. What was silent may have
+// been silent because of that.
+func lost(list []Finding) {
+	for i := range list {
+		f := &list[i]
+		if f.Verdict == Silent && whereOf(f.Direction) == WhereFar {
+			f.Verdict, f.Why = Unmeasured, "the reflector was lost during the run"
+		}
+	}
 }
 
 // findings gives every item the observations that answer it.

@@ -7,10 +7,13 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/logging"
+	"github.com/pion/transport/v2/stdnet"
 	"github.com/pion/turn/v2"
 
 	"github.com/wallprobe/wallprobe/client/survey"
@@ -123,12 +126,26 @@ func (o *Observation) allocated(err error) {
 	o.Stage, o.Fault = protocol.StageDone, ""
 }
 
+// bothFamilies lets pion's client reach servers over IPv6: left alone, it looks
+// up every server as udp4.
+type bothFamilies struct{ *stdnet.Net }
+
+// ResolveUDPAddr ignores the family that is asked for.
+func (bothFamilies) ResolveUDPAddr(_, address string) (*net.UDPAddr, error) {
+	return net.ResolveUDPAddr("udp", address)
+}
+
 // allocate asks for a relayed address (RFC 8656 section 7) and gives it up again.
 func (r *runner) allocate(ctx context.Context, c net.PacketConn, to net.Addr, o *Observation) error {
 	user, pass := wire.TURN(r.cfg.Key, r.res.Session, r.res.Started)
 	quiet := logging.NewDefaultLoggerFactory()
 	quiet.DefaultLogLevel = logging.LogLevelDisabled
+	system, err := stdnet.NewNet()
+	if err != nil {
+		return err
+	}
 	client, err := turn.NewClient(&turn.ClientConfig{
+		Net:            bothFamilies{system},
 		TURNServerAddr: to.String(), STUNServerAddr: to.String(), Conn: c, Username: user, Password: pass, Realm: "wallprobe", LoggerFactory: quiet,
 	})
 	if err != nil {
@@ -136,12 +153,16 @@ func (r *runner) allocate(ctx context.Context, c net.PacketConn, to net.Addr, o 
 	}
 	defer client.Close()
 	defer context.AfterFunc(ctx, client.Close)()
-	timer := time.AfterFunc(r.cfg.Timeout, client.Close)
+	var late atomic.Bool
+	timer := time.AfterFunc(r.cfg.Timeout, func() { late.Store(true); client.Close() })
 	defer timer.Stop()
 	if err := client.Listen(); err != nil {
 		return err
 	}
 	relayed, err := client.Allocate()
+	if late.Load() || ctx.Err() != nil {
+		return os.ErrDeadlineExceeded
+	}
 	if err != nil {
 		return err
 	}

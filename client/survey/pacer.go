@@ -83,7 +83,11 @@ func (p *pacer) rate() float64 {
 func (p *pacer) allow(now time.Duration, limit int) (int, time.Duration) {
 	p.expire(now)
 	rate := p.rate()
-	p.tokens = min(p.tokens+rate*(now-p.last).Seconds(), max(1, rate*0.002))
+	burst := 0.002 // seconds
+	if rate == localRate {
+		burst = 0.008 // makes up for a time slice that another process had
+	}
+	p.tokens = min(p.tokens+rate*(now-p.last).Seconds(), max(1, rate*burst))
 	p.last = now
 	// Waiting for a handful at a time keeps system calls few at high rates.
 	quantum := min(max(1, rate*0.0003), 64)
