@@ -140,10 +140,14 @@ func addPart(parts []Part, p Part) []Part {
 	return append(parts, p)
 }
 
+func severalTargets(near []Observation) bool {
+	return slices.ContainsFunc(near, func(o Observation) bool { return o.Target != near[0].Target })
+}
+
 // judgeRun judges the ports of one observation.
 func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 	target := ""
-	if len(f.Evidence.Near) > 1 && !o.ByLocal {
+	if severalTargets(f.Evidence.Near) {
 		target = o.Target
 	}
 	index := make(map[conclusion]int)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/wallprobe/wallprobe/client/survey"
@@ -29,12 +30,13 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	if byLocal {
 		ports = p.LocalPorts
 	}
+	base, rate := 0, r.cfg.Rate
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		u := survey.UDP{
-			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: r.cfg.Rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
+			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
 			Progress: func(done, _ int) { progress(done) },
 			Request: func(dst []byte, port uint16, attempt int) []byte {
-				m := r.message(p, port, attempt)
+				m := r.message(p, port, base+attempt)
 				if byLocal {
 					m.Port, m.ByLocal, m.Seen = aimed, true, netip.AddrPortFrom(local, port)
 				}
@@ -46,7 +48,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 				if byLocal {
 					want = aimed
 				}
-				return int(m.Attempt), err == nil && m.Kind == wire.Reply && m.Probe == p.ID && m.Port == want
+				return int(m.Attempt) - base, err == nil && m.Kind == wire.Reply && m.Probe == p.ID && m.Port == want
 			},
 		}
 		if byLocal {
@@ -58,6 +60,13 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		return explained(answers, ports, err)
 	}
 	answers, probed := r.range_(ctx, p, ports, ask)
+	if again := r.overrun(ctx, p, answers); len(again) > 0 {
+		base, rate = tries, politeSweep
+		for _, a := range ask(ctx, again, func(int) {}) {
+			a.Sent += answers[a.Port].Sent
+			answers[a.Port] = a
+		}
+	}
 	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
 		o.ByLocal = byLocal
 		if byLocal {
@@ -71,6 +80,59 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 			o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, ""
 		}
 	})
+}
+
+// politeSweep is the rate, in packets a second, of a sweep's second look.
+const politeSweep = 20_000
+
+// overrun finds ports whose silence may be the sweep's own doing. Where no
+// answer comes back nothing paces a sweep, and it may send faster than the far
+// end reads. That shows when the far end saw a part of the silent ports only:
+// those that it did not see are worth a second, slower look.
+func (r *runner) overrun(ctx context.Context, p Probe, answers map[uint16]survey.Answer) scenarios.PortSet {
+	f := r.ends[p.Where]
+	if f.offline || ctx.Err() != nil {
+		return nil
+	}
+	var silent []uint16
+	for port, a := range answers {
+		if a.Answered == 0 && a.Fault == survey.Timeout {
+			silent = append(silent, port)
+		}
+	}
+	if len(silent) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	l, err := f.ledger(ctx)
+	if err != nil {
+		return nil
+	}
+	view := viewOf(l).probes[p.ID]
+	if view == nil {
+		return nil
+	}
+	unseen := slices.DeleteFunc(silent, func(port uint16) bool { return view.seen[port] > 0 })
+	if len(unseen) == 0 || len(unseen) == silentCount(answers) {
+		return nil
+	}
+	slices.Sort(unseen)
+	var set scenarios.PortSet
+	for _, port := range unseen {
+		set = appendPort(set, port)
+	}
+	return set
+}
+
+func silentCount(answers map[uint16]survey.Answer) int {
+	n := 0
+	for _, a := range answers {
+		if a.Answered == 0 && a.Fault == survey.Timeout {
+			n++
+		}
+	}
+	return n
 }
 
 // rtt is the round-trip time to a far end, as far as it is known; 0 when not.

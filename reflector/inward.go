@@ -1,12 +1,14 @@
 package reflector
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -17,10 +19,11 @@ import (
 // Bounds on inward probes: they go only to the address that the session's own
 // control call came from, and only where the operator allowed it.
 const (
-	maxInward      = 4   // calls under way at one time
+	maxInward      = 32  // calls under way at one time
 	maxInwardPorts = 256 // ports a call
 	maxInwardTries = 5
-	inwardTimeout  = time.Second // per attempt
+	inwardTimeout  = 1500 * time.Millisecond // for all attempts at a port
+	inwardSpacing  = 200 * time.Millisecond
 	inwardParallel = 64
 )
 
@@ -82,23 +85,39 @@ func (r *Reflector) callPorts(s *session, to netip.Addr, q wire.InwardRequest) w
 	return reply
 }
 
-// callPort gives the last attempt's fault, or "" when one was answered.
-func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest) (fault string) {
-	for attempt := range q.Attempts {
+// callPort makes spaced attempts, of which the first that is answered counts.
+// Without one it gives the first attempt's fault; "" means answered.
+func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest) string {
+	ctx, cancel := context.WithTimeout(r.ctx, inwardTimeout)
+	defer cancel()
+	faults := make([]string, q.Attempts)
+	var open atomic.Bool
+	var wg sync.WaitGroup
+	for i := range q.Attempts {
 		m := wire.Message{
-			Kind: wire.Call, Port: to.Port(), Session: s.id, Probe: q.Probe, Attempt: uint16(attempt),
+			Kind: wire.Call, Port: to.Port(), Session: s.id, Probe: q.Probe, Attempt: uint16(i),
 			Size: wire.MessageSize, Time: r.now(), Seen: to,
 		}
-		if fault = callOnce(r.ctx, q.Transport, to, m, &s.keys); fault == "" {
-			return ""
-		}
+		wg.Go(func() {
+			select {
+			case <-time.After(time.Duration(i) * inwardSpacing):
+			case <-ctx.Done():
+				return
+			}
+			if faults[i] = callOnce(ctx, q.Transport, to, m, &s.keys); faults[i] == "" {
+				open.Store(true)
+				cancel()
+			}
+		})
 	}
-	return fault
+	wg.Wait()
+	if open.Load() {
+		return ""
+	}
+	return cmp.Or(faults[0], protocol.FaultTimeout)
 }
 
 func callOnce(ctx context.Context, t scenarios.Transport, to netip.AddrPort, m wire.Message, k *wire.Keys) string {
-	ctx, cancel := context.WithTimeout(ctx, inwardTimeout)
-	defer cancel()
 	var d net.Dialer
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, string(t), to.String())
@@ -106,7 +125,7 @@ func callOnce(ctx context.Context, t scenarios.Transport, to netip.AddrPort, m w
 		return protocol.FaultOf(err)
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(inwardTimeout))
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	if _, err := c.Write(m.Append(nil, k)); err != nil {
 		return protocol.FaultOf(err)
 	}

@@ -53,6 +53,7 @@ type Reflector struct {
 	syns     synStore
 	half     atomic.Bool // half-open connections can be listed
 	started  time.Time
+	own      map[netip.Addr]bool // this host's addresses: never peers of a relay
 	ctx      context.Context
 	calls    chan struct{} // bounds inward probes under way
 }
@@ -73,7 +74,7 @@ func Listen(cfg Config) (*Reflector, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), ctx: context.Background(), calls: make(chan struct{}, maxInward)}
+	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward)}
 	r.sessions = sessions{key: cfg.Key, now: cfg.Now, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
 	r.web = newWeb(r)

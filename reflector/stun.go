@@ -2,6 +2,7 @@ package reflector
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -49,9 +50,24 @@ func (r *Reflector) sessionNamed(text string) *session {
 	return r.sessions.find(id)
 }
 
+// ownAddrs are the addresses of this host.
+func ownAddrs() map[netip.Addr]bool {
+	own := make(map[netip.Addr]bool)
+	addrs, _ := net.InterfaceAddrs() // without them only loopback is known, which is denied anyway
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil {
+			own[p.Addr().Unmap()] = true
+		}
+	}
+	return own
+}
+
 func (r *Reflector) peerAllowed(session string, peer netip.AddrPort) bool {
 	s := r.sessionNamed(session)
-	return s != nil && slices.Contains(s.allSources(), peer.Addr().Unmap())
+	if s == nil || r.own[peer.Addr().Unmap()] {
+		return false // its own ports carry control and TURN
+	}
+	return slices.Contains(s.allSources(), peer.Addr().Unmap())
 }
 
 // relayEvent puts what a session did into its ledger. A Binding's label names

@@ -191,5 +191,13 @@ func summary(r *client.Result) []string {
 		}
 		out = append(out, text+".")
 	}
-	return append(out, fmt.Sprintf("%.1f s", r.Seconds))
+	return append(out, took(r.Seconds))
+}
+
+// took writes seconds, and milliseconds where they are few.
+func took(seconds float64) string {
+	if seconds < 0.095 {
+		return fmt.Sprintf("%.0f ms", seconds*1000)
+	}
+	return fmt.Sprintf("%.1f s", seconds)
 }

@@ -63,7 +63,7 @@ func Experiments(w io.Writer, rows []ExperimentRow, o Options) error {
 		}
 		sentence += fmt.Sprintf(" %d %s", totals[s], s)
 	}
-	for _, line := range pack([]string{sentence + ".", fmt.Sprintf("%.1f s", seconds)}, "   ", o.width()) {
+	for _, line := range pack([]string{sentence + ".", took(seconds)}, "   ", o.width()) {
 		out.WriteString(line + "\n")
 	}
 	_, err := out.WriteTo(w)

@@ -134,9 +134,25 @@ func decode(data []byte, tokens []token, v any) error {
 	}
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		i := sort.Search(len(tokens), func(i int) bool { return tokens[i].end >= int(e.Offset) })
-		return place(data, tokens[min(i, len(tokens)-1)].start, "key %q: a %s does not fit here", lastOf(e.Field), e.Value)
+		return place(data, tokens[min(i, len(tokens)-1)].start, "key %q cannot be %s", lastOf(e.Field), kind(e.Value))
 	}
 	return place(data, culprit(data, tokens, reflect.TypeOf(v).Elem(), err), "%v", err)
+}
+
+// kind says in words what encoding/json calls a value.
+func kind(value string) string {
+	word, _, _ := strings.Cut(value, " ")
+	switch word {
+	case "object":
+		return "an object"
+	case "array":
+		return "a list"
+	case "string":
+		return "text"
+	case "bool":
+		return "true or false"
+	}
+	return "the " + value
 }
 
 // lastOf is the last key of a path of keys.

@@ -3,6 +3,7 @@ package report
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -29,9 +30,10 @@ type Column struct {
 const DefaultWidth = 100
 
 const (
-	gap     = 2  // between columns
-	minimum = 10 // a column that gives way keeps this much
-	notes   = 40 // a text under a row gets this much
+	gap      = 2  // between columns
+	minimum  = 10 // a column that gives way keeps this much
+	readable = 20 // a column whose texts may go under their rows
+	notes    = 40 // a text under a row gets this much
 )
 
 type row struct {
@@ -92,7 +94,7 @@ func (t *Table) render() *bytes.Buffer {
 		}
 		for i, c := range r.cells {
 			if t.spills(i, c, widths) {
-				t.indented(&out, below{column: 1, text: c.text}, widths)
+				t.indented(&out, below{column: 1, indent: 2, text: c.text}, widths)
 			}
 		}
 		for _, b := range r.below {
@@ -116,13 +118,28 @@ func (t *Table) natural(column int) int {
 	return n
 }
 
-// widths fits the columns into the table: the column that is widest for its
-// share gives way first.
+// widths fits the columns into the table. A column whose texts may go under
+// their rows makes room for the others where it would be too narrow to read.
 func (t *Table) widths() []int {
-	widths := make([]int, len(t.Columns))
+	natural := make([]int, len(t.Columns))
+	for i := range natural {
+		natural[i] = t.natural(i)
+	}
+	widths := t.fit(natural)
+	for i, c := range t.Columns {
+		if c.Lines > 0 && widths[i] < min(natural[i], readable) {
+			natural[i] = 0
+			widths = t.fit(natural)
+		}
+	}
+	return widths
+}
+
+// fit shrinks columns until they fit: first the one that is widest for its share.
+func (t *Table) fit(natural []int) []int {
+	widths := slices.Clone(natural)
 	all := t.Indent
 	for i := range widths {
-		widths[i] = t.natural(i)
 		if widths[i] > 0 {
 			all += widths[i] + gap
 		}
@@ -165,7 +182,7 @@ func (t *Table) start(column int, widths []int) int {
 
 func (t *Table) spills(column int, c cell, widths []int) bool {
 	most := t.Columns[column].Lines
-	return most > 0 && len(wrap(c.text, widths[column])) > most
+	return most > 0 && c.text != "" && (widths[column] == 0 || len(wrap(c.text, widths[column])) > most)
 }
 
 // line writes one row, which may take several lines.

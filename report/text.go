@@ -10,6 +10,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
@@ -93,7 +94,7 @@ func control(r *client.Result) string {
 // findings lays out the findings, and folds those that were not measured into
 // one line unless the details are asked for.
 func findings(r *client.Result, o Options) (*Table, string) {
-	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {Flex: 2}, {Max: 19}, {}, {Flex: 3, Lines: 2}, {Right: true}}}
+	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {Flex: 2}, {Max: 19}, {}, {Flex: 3, Lines: 3}, {Right: true}}}
 	var folded []string
 	for i := range r.Findings {
 		f := &r.Findings[i]
@@ -205,13 +206,13 @@ func counts(a *client.Attempts, d scenarios.Direction, ledger bool) string {
 // share says how much of a range passes, and how much the application needs.
 func share(f *client.Finding) string {
 	passing, all := 0, 0
-	aimed, several := false, false // at named destinations; at several ports of one
+	aimed, several := false, false // at different destinations; at several ports of one
 	for _, p := range f.Parts {
 		all += p.Ports.Len()
 		if p.Verdict.Passes() {
 			passing += p.Ports.Len()
 		}
-		aimed = aimed || p.Target != ""
+		aimed = aimed || p.Target != f.Parts[0].Target
 		several = several || p.Ports.Len() > 1
 	}
 	things := "ports"
@@ -252,12 +253,16 @@ const maxParts = 8
 
 // parts lists what of a path fared how, under its verdict.
 func parts(t *Table, f *client.Finding, o Options) {
-	in := &Table{Columns: []Column{{}, {Flex: 2}, {Flex: 2}, {Flex: 3}, {Flex: 4}}}
+	in := &Table{Columns: []Column{{}, {Flex: 3}, {Flex: 9}, {Flex: 3}, {Flex: 4}}}
 	shown := f.Parts
 	if !o.Details && len(shown) > maxParts+1 {
 		shown = shown[:maxParts]
 	}
+	one := !slices.ContainsFunc(f.Parts, func(p client.Part) bool { return p.Target != f.Parts[0].Target })
 	for _, p := range shown {
+		if one {
+			p.Target = ""
+		}
 		why := p.Why
 		if !o.Details && (told(p.Verdict, true) || p.Verdict == client.Open) {
 			why = "" // the counts say it
@@ -279,6 +284,8 @@ func milliseconds(ms float64) string {
 	switch {
 	case ms <= 0:
 		return ""
+	case ms < 0.05:
+		return "<0.1 ms"
 	case ms < 10:
 		return fmt.Sprintf("%.1f ms", ms)
 	case ms < 1000:

@@ -11,6 +11,9 @@ import (
 // runeWidth is the number of terminal cells of a character, by Unicode
 // Standard Annex 11: wide and fullwidth ones take two, marks take none.
 func runeWidth(r rune) int {
+	if r < 0x300 {
+		return 1 // before the first combining mark
+	}
 	if unicode.In(r, unicode.Mn, unicode.Me, unicode.Cf) {
 		return 0
 	}
@@ -32,6 +35,9 @@ func textWidth(s string) int {
 // blank is a space at which no line ends.
 const blank = '\u00a0'
 
+// fits tells whether s takes n cells at the most, without reading far beyond.
+func fits(s string, n int) bool { return len(s) <= n || len(head(s, n)) == len(s) && textWidth(s) <= n }
+
 // clean makes text from a file or the network fit for a terminal: white space
 // becomes a space, other control characters a mark.
 func clean(s string) string {
@@ -44,15 +50,6 @@ func clean(s string) string {
 		}
 		return r
 	}, s)
-}
-
-// pad fills s up to n cells, on its left if right is set.
-func pad(s string, n int, right bool) string {
-	fill := strings.Repeat(" ", max(0, n-textWidth(s)))
-	if right {
-		return fill + s
-	}
-	return s + fill
 }
 
 // shorten cuts s to n cells, with an ellipsis for what is missing.
@@ -76,8 +73,8 @@ func head(s string, n int) string {
 	return s
 }
 
-// wrap breaks text into lines of at most n cells: at spaces, after commas,
-// between wide characters, and inside a word only if it is longer than a line.
+// wrap breaks text into lines of at most n cells: at spaces, between wide
+// characters, and inside a word only if it is longer than a line.
 func wrap(text string, n int) []string {
 	n = max(n, 1)
 	line, lines := "", []string(nil)
@@ -88,14 +85,14 @@ func wrap(text string, n int) []string {
 			if line == "" {
 				space = ""
 			}
-			if textWidth(line+space+u) <= n {
+			if fits(line+space+u, n) {
 				line, space = line+space+u, ""
 				continue
 			}
 			if line != "" {
 				lines = append(lines, line)
 			}
-			for textWidth(u) > n {
+			for !fits(u, n) {
 				h := breakable(u, n)
 				lines, u = append(lines, h), u[len(h):]
 			}
@@ -129,7 +126,7 @@ func units(word string) []string {
 	var out []string
 	start, last := 0, rune(0)
 	for i, r := range word {
-		between := runeWidth(last) == 2 || runeWidth(r) == 2 || last == ','
+		between := runeWidth(last) == 2 || runeWidth(r) == 2
 		if i > 0 && between && !unicode.In(r, unicode.Po, unicode.Pe, unicode.Pf, unicode.Mn) && !unicode.In(last, unicode.Ps, unicode.Pi) {
 			out, start = append(out, word[start:i]), i
 		}
@@ -139,11 +136,13 @@ func units(word string) []string {
 }
 
 // breakable is the beginning of a long word up to the last joint that fits
-// into n cells, or n cells of it if there is none.
+// into n cells, or n cells of it if there is none. Lists break between entries.
 func breakable(word string, n int) string {
 	h := head(word, n)
-	if i := strings.LastIndexAny(h, "-/.:;,"); i > 0 {
-		return h[:i+1]
+	for _, joints := range []string{",;", "-/.:"} {
+		if i := strings.LastIndexAny(h, joints); i > 0 {
+			return h[:i+1]
+		}
 	}
 	return h
 }

@@ -70,6 +70,27 @@ func Union(sets ...PortSet) PortSet {
 	return out
 }
 
+// Without gives the ports of s that are not in o.
+func (s PortSet) Without(o PortSet) PortSet {
+	var out PortSet
+	for _, r := range s {
+		next := int(r.First)
+		for _, x := range o {
+			if x.Last < r.First || x.First > r.Last {
+				continue
+			}
+			if int(x.First) > next {
+				out = append(out, PortRange{uint16(next), x.First - 1})
+			}
+			next = max(next, int(x.Last)+1)
+		}
+		if next <= int(r.Last) {
+			out = append(out, PortRange{uint16(next), r.Last})
+		}
+	}
+	return out
+}
+
 // Len is the number of ports.
 func (s PortSet) Len() int {
 	n := 0

@@ -93,6 +93,7 @@ type JournalLine struct {
 
 // Unclaimed is what a reflector saw without knowing whose it was.
 type Unclaimed struct {
+	Started  time.Time         `json:"started"` // when the reflector began to listen
 	Taken    time.Time         `json:"taken"`
 	Witness  string            `json:"witness"`
 	Strays   []Event           `json:"strays,omitempty"`

@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		},
 	}
 	for _, c := range app.Commands {
-		strict(c)
+		strict(c, c.Name)
 	}
 	err := app.RunContext(ctx, reorder(args, app))
 	if err == nil {
@@ -96,12 +96,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 // strict makes wrong flags an error with status 2 instead of a page of help.
-func strict(c *cli.Command) {
+func strict(c *cli.Command, name string) {
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
-		return usage("%s: %v; see wallprobe %s --help", c.Name, err, c.Name)
+		return usage("%s: %v; see wallprobe %s --help", name, err, name)
 	}
 	for _, sub := range c.Subcommands {
-		strict(sub)
+		strict(sub, name+" "+sub.Name)
 	}
 }
 

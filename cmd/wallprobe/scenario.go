@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 
@@ -89,6 +90,9 @@ func scenarioCheck(c *cli.Context) error {
 	for _, file := range c.Args().Slice() {
 		s, err := scenarios.Load(file)
 		_, told := errors.AsType[scenarios.Errors](err)
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = e.Err // the name is told already
+		}
 		switch {
 		case told:
 			_, err = fmt.Fprintln(c.App.Writer, err)

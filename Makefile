@@ -1,0 +1,43 @@
+# What a person does with this checkout. `make` alone lists it.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup build lab test bench fuzz readme clean
+
+# bin/toolchain is the Go that setup fetched where the system's is too old.
+# Debian keeps nft where ordinary users do not look.
+export PATH := $(CURDIR)/bin/toolchain/bin:$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# Without a git that trusts this folder, go build would stop at the revision.
+ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+endif
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
+
+setup: ## install what is missing here, with apt-get
+	@scripts/setup
+
+build: setup ## bin/wallprobe
+	go build -trimpath -o bin/wallprobe ./cmd/wallprobe
+
+lab: build ## every application against the main firewalls, in a rootless lab
+	@scripts/lab-exec bin/wallprobe lab
+
+test: setup ## every check: format, vet, lint, vulnerabilities, tests with the lab, cross builds
+	@scripts/test
+
+bench: ## benchmarks, beside nmap where it does the same
+	@scripts/setup nmap
+	go test -run '^$$' -bench . -benchtime 1s -timeout 9m -exec '$(CURDIR)/scripts/lab-exec' ./...
+
+fuzz: setup ## each fuzz target for FUZZTIME (default 20s)
+	@scripts/fuzz
+
+readme: build ## run the commands in README.md and put their output there
+	@scripts/lab-exec scripts/readme
+
+clean: ## remove what was built
+	rm -rf bin
