@@ -93,12 +93,16 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 	e.bound, e.why = v.serves(t, aimed)
 	if p := v.probes[near.Probe]; p != nil {
 		e.seen, e.answered = int(p.seen[port]), int(p.answered[port])
-		e.events = p.events[farPort{t, aimed}]
+		if !near.ByLocal { // else they would be those of all own ports
+			e.events = p.events[farPort{t, aimed}]
+		}
 	}
 	if t == scenarios.TCP {
 		e.syns = int(v.syns[aimed])
 	}
-	e.strays = v.strays[farPort{t, aimed}]
+	if !near.ByLocal {
+		e.strays = v.strays[farPort{t, aimed}]
+	}
 	return e
 }
 

@@ -154,14 +154,18 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 	known := make(map[likeness]conclusion)
 	var parts []Part
 	var c conclusion
+	judge := func(port uint16) (seen int) {
+		e := v.at(o, f.Transport, port)
+		e.maxLoss = cmp.Or(f.MaxLoss, defaultLoss)
+		c = e.conclude(known)
+		seen, _ = e.count()
+		return seen
+	}
+	judge(o.tried(o.Ports[0].First))
 	for port := range o.Ports.All {
 		var sent, seen, answered int
 		if len(o.Probed) == 0 || o.Probed.Contains(port) {
-			e := v.at(o, f.Transport, port)
-			e.maxLoss = cmp.Or(f.MaxLoss, defaultLoss)
-			c = e.conclude(known)
-			seen, _ = e.count()
-			sent, answered = o.Sent, o.Answered
+			seen, sent, answered = judge(port), o.Sent, o.Answered
 		} // else as the port before: the run was bisected to its edges
 		i, ok := index[c]
 		if !ok {
@@ -176,6 +180,21 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 		p.Attempts.Answered += answered
 	}
 	return parts
+}
+
+// tried gives the port that stands for another one: itself or, in a bisected
+// run, the next one below it that was tried, else the lowest one.
+func (o *Observation) tried(port uint16) uint16 {
+	if len(o.Probed) == 0 {
+		return port
+	}
+	stands := o.Probed[0].First
+	for _, r := range o.Probed {
+		if r.First <= port {
+			stands = min(r.Last, port)
+		}
+	}
+	return stands
 }
 
 // A conclusion is a verdict with its proof in a few words.

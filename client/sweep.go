@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/wallprobe/wallprobe/client/survey"
@@ -54,14 +53,14 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		if byLocal {
 			u.LocalPorts, u.RemotePort = ports, aimed
 		} else {
-			u.Ports = ports
+			u.Ports, u.Local = ports, ownPort()
 		}
 		answers, err := u.Run(ctx)
 		return explained(answers, ports, err)
 	}
 	answers, probed := r.range_(ctx, p, ports, ask)
-	if again := r.overrun(ctx, p, answers); len(again) > 0 {
-		base, rate = tries, politeSweep
+	if again := secondLook(ports, answers, r.seenBy(ctx, p)); len(again) > 0 && r.cfg.Sweep && ctx.Err() == nil {
+		base, rate = tries, gentleSweep
 		for _, a := range ask(ctx, again, func(int) {}) {
 			a.Sent += answers[a.Port].Sent
 			answers[a.Port] = a
@@ -82,25 +81,53 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	})
 }
 
-// politeSweep is the rate, in packets a second, of a sweep's second look.
-const politeSweep = 20_000
+// A sweep may lose packets by its own haste: where no answer comes back nothing
+// paces it, and a busy machine may drop what it cannot read. Such a loss is
+// scattered, while what a firewall blocks is mostly a range. So silent ports in
+// runs shorter than this get a second look at a gentle rate.
+const (
+	scattered   = 64
+	gentleSweep = 20_000 // packets a second
+)
 
-// overrun finds ports whose silence may be the sweep's own doing. Where no
-// answer comes back nothing paces a sweep, and it may send faster than the far
-// end reads. That shows when the far end saw a part of the silent ports only:
-// those that it did not see are worth a second, slower look.
-func (r *runner) overrun(ctx context.Context, p Probe, answers map[uint16]survey.Answer) scenarios.PortSet {
-	f := r.ends[p.Where]
-	if f.offline || ctx.Err() != nil {
-		return nil
-	}
-	var silent []uint16
-	for port, a := range answers {
-		if a.Answered == 0 && a.Fault == survey.Timeout {
-			silent = append(silent, port)
+// secondLook lists the silent ports that may be the sweep's own doing. seen,
+// nil without a ledger, tells which of them the far end saw.
+func secondLook(ports scenarios.PortSet, answers map[uint16]survey.Answer, seen *perPort) scenarios.PortSet {
+	const other, unseen, unanswered = 0, 1, 2
+	class := func(port uint16) int {
+		a, ok := answers[port]
+		switch {
+		case !ok || a.Answered > 0 || a.Fault != survey.Timeout:
+			return other
+		case seen != nil && seen[port] > 0:
+			return unanswered
 		}
+		return unseen
 	}
-	if len(silent) == 0 {
+	var again, run scenarios.PortSet
+	was := other
+	end := func() {
+		if was != other && run.Len() < scattered {
+			again = append(again, run...)
+		}
+		run = nil
+	}
+	for port := range ports.All {
+		c := class(port)
+		if c != was {
+			end()
+			was = c
+		}
+		run = appendPort(run, port)
+	}
+	end()
+	return scenarios.Union(again)
+}
+
+// seenBy asks the far end which ports of a probe it saw; nil when it cannot tell.
+func (r *runner) seenBy(ctx context.Context, p Probe) *perPort {
+	f := r.ends[p.Where]
+	if f.offline {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
@@ -109,30 +136,10 @@ func (r *runner) overrun(ctx context.Context, p Probe, answers map[uint16]survey
 	if err != nil {
 		return nil
 	}
-	view := viewOf(l).probes[p.ID]
-	if view == nil {
-		return nil
+	if v := viewOf(l).probes[p.ID]; v != nil {
+		return &v.seen
 	}
-	unseen := slices.DeleteFunc(silent, func(port uint16) bool { return view.seen[port] > 0 })
-	if len(unseen) == 0 || len(unseen) == silentCount(answers) {
-		return nil
-	}
-	slices.Sort(unseen)
-	var set scenarios.PortSet
-	for _, port := range unseen {
-		set = appendPort(set, port)
-	}
-	return set
-}
-
-func silentCount(answers map[uint16]survey.Answer) int {
-	n := 0
-	for _, a := range answers {
-		if a.Answered == 0 && a.Fault == survey.Timeout {
-			n++
-		}
-	}
-	return n
+	return nil
 }
 
 // rtt is the round-trip time to a far end, as far as it is known; 0 when not.

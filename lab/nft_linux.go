@@ -5,11 +5,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
+
+	"github.com/wallprobe/wallprobe/reflector/steer"
 )
 
 // nftTimeout bounds every call of nft.
@@ -29,7 +29,7 @@ func (h *Host) NFT(ctx context.Context, stdin []byte, args ...string) ([]byte, e
 func (h *Host) nft(ctx context.Context, dir string, stdin []byte, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, nftTimeout)
 	defer cancel()
-	program, err := findProgram("nft")
+	program, err := steer.Program("nft")
 	if err != nil {
 		return nil, errors.New("nft is missing: apt-get install nftables")
 	}
@@ -44,17 +44,4 @@ func (h *Host) nft(ctx context.Context, dir string, stdin []byte, args ...string
 		return nil, fmt.Errorf("nft %s: %w", strings.Join(args, " "), err)
 	}
 	return stdout.Bytes(), nil
-}
-
-// findProgram looks also where an ordinary user's PATH does not.
-func findProgram(name string) (string, error) {
-	if path, err := exec.LookPath(name); err == nil {
-		return path, nil
-	}
-	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
-		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
-			return path, nil
-		}
-	}
-	return "", &fs.PathError{Op: "find", Path: name, Err: fs.ErrNotExist}
 }

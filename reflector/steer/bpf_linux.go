@@ -166,7 +166,9 @@ func (b *bpfSteer) matchAddr(addrs []netip.Addr, v4 bool) asm.Instructions {
 		}
 	}
 	if len(mine) == 0 {
-		return asm.Instructions{asm.Ja.Label("pass")}
+		// Always taken (slots are 0 to 3), but the verifier may not know: it
+		// refuses programs with instructions that nothing leads to.
+		return asm.Instructions{asm.JNE.Imm(asm.R9, 255, "pass")}
 	}
 	if mine[0].IsUnspecified() {
 		return nil

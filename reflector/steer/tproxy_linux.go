@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -152,7 +154,7 @@ func staleTables() ([]string, error) {
 // nft runs the nft program with input. The program needs CAP_NET_ADMIN as this
 // process has it, which a file capability alone would not hand on.
 func nft(input string, args ...string) (string, error) {
-	path, err := exec.LookPath("nft")
+	path, err := Program("nft")
 	if err != nil {
 		return "", errors.New("nft is not installed (package nftables)")
 	}
@@ -170,4 +172,17 @@ func nft(input string, args ...string) (string, error) {
 		return "", fmt.Errorf("nft %s: %w", args[0], err)
 	}
 	return out.String(), nil
+}
+
+// Program finds a program, also where an ordinary user's PATH does not look.
+func Program(name string) (string, error) {
+	if path, err := exec.LookPath(name); err == nil {
+		return path, nil
+	}
+	for _, dir := range []string{"/usr/sbin", "/sbin", "/usr/local/sbin"} {
+		if path, err := exec.LookPath(filepath.Join(dir, name)); err == nil {
+			return path, nil
+		}
+	}
+	return "", &fs.PathError{Op: "find", Path: name, Err: fs.ErrNotExist}
 }
