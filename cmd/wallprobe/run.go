@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -232,20 +233,34 @@ func verdictStatus(results []*client.Result) error {
 			status = exitInconclusive
 			messages = append(messages, unreachable(r))
 		}
-		for _, o := range r.Outcomes {
-			switch {
-			case o.Optional || o.Works:
-			case o.Unknown:
-				status = max(status, exitInconclusive)
-			case status == exitHolds:
-				status = exitBroken
-			}
-		}
+		status = max(status, outcomeStatus(r))
 	}
 	if status == exitHolds {
 		return nil
 	}
 	return &exitError{status, strings.Join(messages, "\n")}
+}
+
+// outcomeStatus is that of one result. What could not be measured from here,
+// such as a path within the LAN without a second machine, says nothing against
+// the rest; silence does, and so does a run that can tell of nothing at all.
+func outcomeStatus(r *client.Result) int {
+	known, broken := 0, false
+	for _, o := range r.Outcomes {
+		if o.Optional || o.Unknown {
+			continue
+		}
+		known++
+		broken = broken || !o.Works
+	}
+	silent := slices.ContainsFunc(r.Findings, func(f client.Finding) bool { return f.Verdict == client.Silent })
+	switch {
+	case silent || known == 0:
+		return exitInconclusive
+	case broken:
+		return exitBroken
+	}
+	return exitHolds
 }
 
 // unreachable says which ports were tried for control and what each said.
