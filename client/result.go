@@ -204,7 +204,7 @@ func (f *Finding) Sentence() string {
 	}
 	var said []string
 	for _, p := range f.Parts {
-		said = append(said, strings.TrimSpace(fmt.Sprintf("%s %s %s", p.Verdict, p.Target, p.Ports)))
+		said = append(said, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s", p.Verdict, p.Target, p.Ports)), " "))
 	}
 	return strings.Join(said, ", ")
 }

@@ -102,7 +102,7 @@ func (b *bench) median(fn func() (time.Duration, error)) (time.Duration, error) 
 
 func seconds(d time.Duration) string { return fmt.Sprintf("%.2f s", d.Seconds()) }
 
-const dropAll = "table inet drop { chain forward { type filter hook forward priority 0; counter drop; } }\n"
+const dropAll = "table inet bench {\n\tchain forward {\n\t\ttype filter hook forward priority 0\n\t\tcounter drop\n\t}\n}\n"
 
 // labRuns times whole commands, from nothing to the verdict.
 func (b *bench) labRuns(ctx context.Context) error {

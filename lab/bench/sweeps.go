@@ -23,11 +23,14 @@ var manyAddrs = netip.MustParsePrefix("198.18.0.0/16")
 
 const flows = 64512
 
-const udpRules = `table inet bench { chain forward { type filter hook forward priority 0; policy drop;
-	udp dport { 2000-2999, 33333, 60000-65535 } counter drop
-	ct state established,related accept
-	iifname "lan0" accept
-} }
+const udpRules = `table inet bench {
+	chain forward {
+		type filter hook forward priority 0; policy drop;
+		udp dport { 2000-2999, 33333, 60000-65535 } counter drop
+		ct state established,related accept
+		iifname "lan0" accept
+	}
+}
 `
 
 const udpWant = "open 1024-1999,3000-33332,33334-59999, request-lost 2000-2999,33333,60000-65535"
@@ -140,10 +143,13 @@ func blast(ctx context.Context, c *ipv4.PacketConn) (time.Duration, error) {
 	return time.Since(began), ctx.Err()
 }
 
-const tcpRules = `table inet bench { chain forward { type filter hook forward priority 0; policy drop;
-	tcp dport { 443, 50000, 60000-60002, 65535 } counter accept
-	ct state established,related accept
-} }
+const tcpRules = `table inet bench {
+	chain forward {
+		type filter hook forward priority 0; policy drop;
+		tcp dport { 443, 50000, 60000-60002, 65535 } counter accept
+		ct state established,related accept
+	}
+}
 `
 
 const tcpWant = "request-lost 49152-49999,50001-59999,60003-65534, open 50000,60000-60002,65535"
