@@ -29,9 +29,10 @@ lab: build ## every application against the main firewalls, in a rootless lab
 test: setup ## every check: format, vet, lint, vulnerabilities, tests with the lab, cross builds
 	@scripts/test
 
-bench: ## benchmarks, beside nmap where it does the same
+bench: build ## the figures beside their targets, and nmap where it does the same
 	@scripts/setup nmap
-	go test -run '^$$' -bench . -benchtime 1s -timeout 9m -exec '$(CURDIR)/scripts/lab-exec' ./...
+	go build -o bin/bench ./lab/bench
+	@scripts/lab-exec bin/bench -program bin/wallprobe
 
 fuzz: setup ## each fuzz target for FUZZTIME (default 20s)
 	@scripts/fuzz

@@ -1,6 +1,9 @@
 package client
 
 import (
+	"slices"
+
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -101,9 +104,20 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 		e.syns = int(v.syns[aimed])
 	}
 	if !near.ByLocal {
-		e.strays = v.strays[farPort{t, aimed}]
+		e.strays = v.unowned(near.Probe, farPort{t, aimed})
 	}
 	return e
+}
+
+// unowned are the strays at a port that may belong to a probe: they name it, or
+// name none that ever arrived whole, as one whose number was changed does.
+func (v *farView) unowned(probe uint32, at farPort) []wire.Event {
+	all := v.strays[at]
+	other := func(s wire.Event) bool { return s.Probe != probe && v.probes[s.Probe] != nil }
+	if !slices.ContainsFunc(all, other) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), other)
 }
 
 func (v *farView) serves(t scenarios.Transport, port uint16) (bool, string) {
@@ -119,7 +133,7 @@ func (v *farView) serves(t scenarios.Transport, port uint16) (bool, string) {
 			return false, u.Reason
 		}
 	}
-	return false, "it is in none of its scenarios"
+	return false, "it was not asked to serve it"
 }
 
 // arrived tells whether anything of a connection reached the reflector.
@@ -144,18 +158,23 @@ func (e *portEvidence) count() (seen, answered int) {
 	return 0, 0
 }
 
-// alteredThere finds an arrival that was ours once but did not verify.
-func (e *portEvidence) alteredThere(fault string) *wire.Event {
-	for i := range e.strays {
-		s := &e.strays[i]
-		if s.Fault == fault && s.Probe == e.near.Probe {
-			return s
-		}
-	}
+// alteredThere finds an arrival that was the probe's once and did not verify,
+// or nil. What names the probe is preferred to what can no longer be read.
+func (e *portEvidence) alteredThere(probe uint32) *wire.Event {
 	for i := range e.events {
-		if e.events[i].Fault == fault {
+		if e.events[i].Fault == protocol.FaultAltered && e.events[i].Probe == probe {
 			return &e.events[i]
 		}
 	}
-	return nil
+	var unread *wire.Event
+	for i := range e.strays {
+		switch s := &e.strays[i]; {
+		case s.Fault != protocol.FaultAltered && s.Fault != protocol.FaultForeign:
+		case s.Probe == probe:
+			return s
+		case e.seen+len(e.events) == 0: // else the probe arrived
+			unread = s
+		}
+	}
+	return unread
 }

@@ -70,6 +70,7 @@ func judgeFinding(f *Finding, v *farView) {
 			f.RTT = o.RTT
 		}
 	}
+	parts = weighLoss(parts, f, cmp.Or(f.MaxLoss, defaultLoss))
 	slices.SortStableFunc(parts, func(a, b Part) int {
 		return cmp.Or(cmp.Compare(a.Target, b.Target), int(a.Ports[0].First)-int(b.Ports[0].First))
 	})
@@ -257,7 +258,8 @@ func (e *portEvidence) judge() (Verdict, string) {
 // judgeDone: every stage completed and verified.
 func (e *portEvidence) judgeDone() (Verdict, string) {
 	o := e.near
-	if why := e.certificateDiffers(); why != "" {
+	same, why := e.certificate()
+	if why != "" {
 		return Altered, why
 	}
 	if o.Sent >= lossFrom {
@@ -266,34 +268,12 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 		}
 	}
 	switch {
-	case o.TLS != nil && e.ledger:
+	case o.TLS != nil && same:
 		return Open, o.TLS.Version + ", certificate as sent"
 	case o.TLS != nil:
 		return Open, o.TLS.Version
 	}
 	return Open, o.Detail
-}
-
-// certificateDiffers compares what was served with what was seen.
-func (e *portEvidence) certificateDiffers() string {
-	o := e.near
-	if o.TLS == nil || o.TLS.Certificate == "" || !e.ledger {
-		return ""
-	}
-	served := ""
-	for _, ev := range slices.Concat(e.events, e.strays) {
-		if ev.TLS == nil || ev.TLS.Certificate == "" {
-			continue
-		}
-		if ev.TLS.Certificate == o.TLS.Certificate {
-			return ""
-		}
-		served = ev.TLS.Certificate
-	}
-	if served == "" {
-		return ""
-	}
-	return fmt.Sprintf("TLS intercepted: certificate %.12s was sent, %.12s issued by %q was seen", served, o.TLS.Certificate, o.TLS.Issuer)
 }
 
 // judgeICMP: an ICMP error came and nothing else.
@@ -319,6 +299,8 @@ func (e *portEvidence) judgeICMP() (Verdict, string) {
 func (e *portEvidence) judgeUDP() (Verdict, string) {
 	o := e.near
 	switch {
+	case o.Answered > 0 && o.Stage == protocol.StageData && (o.Invalid > 0 || e.alteredThere(o.Probe+sizeStage) != nil):
+		return Altered, fmt.Sprintf("datagrams of %d bytes arrive changed, of %d bytes they do not", o.Up, o.Down)
 	case o.Answered > 0 && o.Stage == protocol.StageData:
 		return Cut, fmt.Sprintf("datagrams of %d bytes vanish, of %d bytes they pass", o.Up, o.Down)
 	case o.Answered > 0 && o.Stage == protocol.StageIdle:
@@ -331,7 +313,7 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 	if !e.ledger {
 		return Silent, "nothing came back, and the reflector's ledger could not be had"
 	}
-	if s := e.alteredThere(protocol.FaultAltered); s != nil && e.seen == 0 {
+	if s := e.alteredThere(o.Probe); s != nil && e.seen+len(e.events) == 0 {
 		return Altered, fmt.Sprintf("the request arrived changed (%d bytes, digest %.12s)", s.Length, s.Digest)
 	}
 	return e.judgeSilence()
@@ -340,14 +322,16 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 // judgeInvalid: something came back that does not verify.
 func (e *portEvidence) judgeInvalid() (Verdict, string) {
 	b, _ := hex.DecodeString(e.near.Sample)
-	ours := wire.IsMessage(b)
+	echo := len(b) > 4 && wire.IsMessage(b) && wire.Kind(b[4]) == wire.Request
 	switch {
 	case e.ledger && e.arrived():
 		return Altered, "the reflector's answer arrived changed"
-	case ours:
-		return Altered, "the answer is a wallprobe message that does not verify"
+	case echo:
+		return Impostor, "somebody throws back what is sent"
 	case e.ledger:
 		return Impostor, "the answer is not the reflector's, which saw nothing: it begins " + preview(b)
+	case wire.IsMessage(b):
+		return Altered, "the answer is a wallprobe message that does not verify"
 	}
 	return Impostor, "the answer is not the reflector's: it begins " + preview(b)
 }
@@ -372,110 +356,6 @@ func (e *portEvidence) judgeSilence() (Verdict, string) {
 		return Silent, "no connection came up, and the reflector cannot see SYNs on its system"
 	}
 	return RequestLost, "the reflector saw nothing"
-}
-
-// judgeConnect: the TCP handshake did not complete.
-func (e *portEvidence) judgeConnect() (Verdict, string) {
-	o := e.near
-	switch o.Fault {
-	case protocol.FaultTimeout:
-		if !e.ledger {
-			return Silent, "nothing came back, and the reflector's ledger could not be had"
-		}
-		return e.judgeSilence()
-	case protocol.FaultRefused, protocol.FaultReset:
-		switch {
-		case !e.ledger:
-			return Unmeasured, "a reset came back; without the reflector's ledger it cannot be told who sent it"
-		case !e.bound:
-			return Refused, "the reflector's host reset the connection: nothing listens there, " + e.why
-		case e.syns > 0:
-			return Rejected, "tcp reset that the reflector never sent; it saw the SYN and accepted it"
-		}
-		return Rejected, "tcp reset that the reflector never sent"
-	}
-	return Unmeasured, "unclassified error: " + cmp.Or(o.Detail, o.Fault)
-}
-
-// judgeBroken: the connection came up, then something went wrong.
-func (e *portEvidence) judgeBroken() (Verdict, string) {
-	o := e.near
-	if why := e.certificateDiffers(); why != "" {
-		return Altered, why
-	}
-	reached := e.arrived()
-	switch {
-	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageData:
-		return Altered, fmt.Sprintf("byte %d on the way back arrived changed", o.Down)
-	case o.Fault == protocol.FaultAltered:
-		return Altered, "the reflector's answer arrived changed"
-	case e.ledger && !reached:
-		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave()
-	case o.Fault == protocol.FaultForeign && reached:
-		return Altered, "the answer arrived changed" + e.gave()
-	case o.Fault == protocol.FaultForeign:
-		return Impostor, "the answer is not the reflector's" + e.gave()
-	}
-	if s := e.alteredThere(protocol.FaultAltered); s != nil {
-		return Altered, "the request arrived changed" + changedAt(s)
-	}
-	if s := e.alteredThere(protocol.FaultForeign); s != nil && o.Stage == protocol.StageToken {
-		return Altered, "the request arrived as something else" + changedAt(s)
-	}
-	if !e.ledger && o.Stage != protocol.StageData && o.Stage != protocol.StageIdle {
-		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had"
-	}
-	return Cut, e.cutWhy()
-}
-
-func changedAt(s *wire.Event) string {
-	if s.Stage == protocol.StageData {
-		return fmt.Sprintf(" (byte %d)", s.BytesIn)
-	}
-	return fmt.Sprintf(" (digest %.12s)", s.Digest)
-}
-
-// gave shows the beginning of an answer that is not ours.
-func (e *portEvidence) gave() string {
-	if e.near.Sample == "" {
-		return ""
-	}
-	b, _ := hex.DecodeString(e.near.Sample)
-	return ": it begins " + preview(b)
-}
-
-// cutWhy names stage, bytes and seconds, and what the far end met.
-func (e *portEvidence) cutWhy() string {
-	o := e.near
-	why := fmt.Sprintf("stage %s: %s", o.Stage, ended(o.Fault))
-	switch o.Stage {
-	case protocol.StageData:
-		why = fmt.Sprintf("after %d bytes received and %d sent: %s", o.Down, o.Up, ended(o.Fault))
-	case protocol.StageIdle:
-		why = fmt.Sprintf("after %.3g s of silence: %s", o.Seconds, ended(o.Fault))
-	}
-	for _, ev := range slices.Concat(e.events, e.strays) {
-		if ev.Fault != "" {
-			return why + fmt.Sprintf("; at the reflector, stage %s: %s", ev.Stage, ended(ev.Fault))
-		}
-	}
-	if o.Fault == protocol.FaultReset {
-		return why + "; the reflector never sent a reset"
-	}
-	return why
-}
-
-// ended says a fault in words.
-func ended(fault string) string {
-	switch fault {
-	case protocol.FaultTimeout:
-		return "nothing more came"
-	case protocol.FaultReset:
-		return "a reset came"
-	case protocol.FaultEOF:
-		return "the connection was closed"
-	}
-	return fault
 }
 
 // judgeInward: the reflector called, this end answered.

@@ -27,12 +27,9 @@ func (r *runner) probe(ctx context.Context, p Probe) []Observation {
 	switch {
 	case p.Where == WhereInward:
 		return r.inward(ctx, p)
+	case p.Sweeps() && p.Transport == scenarios.UDP:
+		return r.sweepUDP(ctx, p)
 	case p.Sweeps():
-		r.sweeping.Lock() // two at once would take each other's packets for lost
-		defer r.sweeping.Unlock()
-		if p.Transport == scenarios.UDP {
-			return r.sweepUDP(ctx, p)
-		}
 		return r.sweepTCP(ctx, p)
 	}
 	obs := make([]Observation, p.Ports.Len())
@@ -178,6 +175,7 @@ func (r *runner) large(ctx context.Context, p Probe, port uint16, o *Observation
 	}
 	o.Stage, o.Fault, o.Seconds = protocol.StageData, protocol.FaultTimeout, time.Since(began).Seconds()
 	o.Up, o.Down = int64(p.Datagram), wire.MessageSize
+	o.Invalid, o.Sample = int(a.Invalid), hex.EncodeToString(a.Sample[:min(len(a.Sample), 64)])
 	return false
 }
 

@@ -55,13 +55,29 @@ func (b *binder) check(msg []byte) (attempt int, mapped netip.AddrPort, ok bool)
 	return attempt, mapped, err == nil
 }
 
-// stunUDP sends authenticated Bindings (RFC 8489 section 9.1).
+// stunUDP sends authenticated Bindings (RFC 8489 section 9.1), and more of them
+// when one was lost.
 func (r *runner) stunUDP(ctx context.Context, p Probe, port uint16) Observation {
 	o := r.observe(p, port)
 	o.Stage = protocol.StageToken
 	b := r.binder(p)
+	o.udp(r.bindings(ctx, p, port, b, tries, r.spacing(), &o))
+	if o.Answered == 0 {
+		return o
+	}
+	if o.Answered < o.Sent {
+		more := r.bindings(ctx, p, port, b, rest, r.spacing()/4, &o)
+		o.Sent += int(more.Sent)
+		o.Answered += int(more.Answered)
+	}
+	o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, "mapped to "+o.Seen.String()
+	return o
+}
+
+// bindings sends n of them to one port.
+func (r *runner) bindings(ctx context.Context, p Probe, port uint16, b *binder, n int, spacing time.Duration, o *Observation) survey.Answer {
 	answers, err := survey.UDP{
-		Target: p.Addr, Ports: scenarios.PortSet{{First: port, Last: port}}, Local: ownPort(), Attempts: tries, All: true, Spacing: r.spacing(), Wait: r.wait(),
+		Target: p.Addr, Ports: scenarios.PortSet{{First: port, Last: port}}, Local: ownPort(), Attempts: n, All: true, Spacing: spacing, Wait: r.wait(),
 		Request: func(dst []byte, _ uint16, attempt int) []byte {
 			msg, _ := b.request(attempt) // fails only for names that are too long
 			return append(dst, msg...)
@@ -75,14 +91,9 @@ func (r *runner) stunUDP(ctx context.Context, p Probe, port uint16) Observation 
 		},
 	}.Run(ctx)
 	if len(answers) == 0 {
-		o.Fault, o.Detail = "other", fmt.Sprint(err)
-		return o
+		return survey.Answer{Port: port, Fault: survey.Other, Err: err}
 	}
-	o.udp(answers[0])
-	if o.Answered > 0 {
-		o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, "mapped to "+o.Seen.String()
-	}
-	return o
+	return answers[0]
 }
 
 // turnUDP is a Binding and then, from a socket of its own, an allocation.

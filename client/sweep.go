@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"github.com/wallprobe/wallprobe/client/survey"
@@ -30,10 +31,15 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		ports = p.LocalPorts
 	}
 	base, rate := 0, r.cfg.Rate
+	// Two sweeps at once would take each other's packets for lost; one that
+	// nothing answers, or that only waits, is in nobody's way.
+	r.sweeping.Lock()
+	done := sync.OnceFunc(r.sweeping.Unlock)
+	defer done()
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		u := survey.UDP{
 			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
-			Progress: func(done, _ int) { progress(done) },
+			Progress: func(done, _ int) { progress(done) }, Quiet: done,
 			Request: func(dst []byte, port uint16, attempt int) []byte {
 				m := r.message(p, port, base+attempt)
 				if byLocal {
@@ -158,6 +164,8 @@ func (r *runner) sweepWait(w Where) time.Duration {
 
 // sweepTCP connects to every port of a range and exchanges the token.
 func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
+	r.sweeping.Lock()
+	defer r.sweeping.Unlock()
 	f := r.ends[p.Where]
 	results := make([]*protocol.Result, 65536)
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {

@@ -13,8 +13,11 @@ const (
 	// Linux's default receive buffer of 208 KiB holds about 270 small
 	// datagrams, so this cannot overrun a reader that is briefly away.
 	window = 256
-	settle = 10 * time.Millisecond  // age at which a packet stops counting, at least
-	stall  = 200 * time.Millisecond // how long a reader may be away
+	// quietShare: below this share of answers a survey is no load for a reader.
+	// The share begins at 1 and gets there after about a thousand packets.
+	quietShare = 0.02
+	settle     = 10 * time.Millisecond  // age at which a packet stops counting, at least
+	stall      = 200 * time.Millisecond // how long a reader may be away
 )
 
 // A pacer says how many packets may leave now.

@@ -39,6 +39,10 @@ type UDP struct {
 	// Progress, if set, is told a few times a second how many ports are decided.
 	Progress func(done, total int)
 
+	// Quiet, if set, is called once, when the survey no longer competes for the
+	// far end's reader: next to nothing answers, or all has been sent.
+	Quiet func()
+
 	MaxReply     int  // bytes of a reply that are read; 0 is 2,048
 	DontFragment bool // forbid fragmenting, here and on the way: IP_PMTUDISC_DO; Linux only
 }
@@ -159,6 +163,14 @@ func all(answers []Answer, o outcome) []Answer {
 		answers[i].note(o)
 	}
 	return answers
+}
+
+// quiet tells that the survey leaves the far end's reader alone, once.
+func (t *tally) quiet(p *pacer, allSent bool) {
+	if t.Quiet != nil && (allSent || p.share < quietShare) {
+		t.Quiet()
+		t.Quiet = nil
+	}
 }
 
 func (t *tally) key(i, attempt int) int { return attempt*len(t.answers) + i }

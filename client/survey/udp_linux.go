@@ -91,6 +91,7 @@ func (s *sweep) loop(ctx context.Context) error {
 		s.receive()
 		now := s.now()
 		s.progress.update(len(s.answers)-s.undecided, now)
+		s.quiet(s.pacer, s.next == len(s.sentAt))
 		n, wait := s.fill(now)
 		if n > 0 {
 			s.send(n)

@@ -60,6 +60,7 @@ func (s *localSweep) loop(ctx context.Context) error {
 	for ctx.Err() == nil && (s.next < len(s.answers) || s.open > 0) {
 		now := s.now()
 		s.progress.update(len(s.answers)-s.undecided, now)
+		s.quiet(s.pacer, false)
 		wait := s.advance(now)
 		events, err := s.ep.wait(wait)
 		if err != nil {
