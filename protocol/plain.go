@@ -5,10 +5,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"time"
 
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -99,8 +101,11 @@ func readMessage(c net.Conn, k *wire.Keys, want wire.Kind) (m wire.Message, samp
 		return m, buf[:n], err
 	}
 	m, err = wire.Parse(buf, k)
-	if err != nil || m.Kind != want {
+	if err != nil {
 		return m, buf, errAltered
+	}
+	if m.Kind != want {
+		return m, buf, ErrForeign // our own message, thrown back
 	}
 	return m, nil, nil
 }
@@ -120,31 +125,41 @@ func (h half) other() wire.Kind {
 	return wire.Request
 }
 
-// swap sends n bytes of this end's stream and last, while it reads n bytes of
-// the other end's and its closing message. stall bounds each pause.
+// swap sends n bytes of this end's stream while it reads n bytes of the other
+// end's. Its closing message, last, says that these arrived unaltered; the other
+// end's says so of what was sent. stall bounds each pause.
 func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) (up, down int64, err error) {
 	sent := make(chan error, 1)
 	go func() {
 		var err error
 		up, err = sendStream(c, h.keys.NewStream(h.kind, h.probe, h.attempt), n, stall)
-		if err == nil {
-			_, err = c.Write(last.Append(nil, h.keys))
-		}
 		sent <- err
 	}()
 	down, err = checkStream(c, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
-	if err == nil {
-		c.SetReadDeadline(time.Now().Add(stall))
-		_, _, err = readMessage(c, h.keys, h.other())
-	}
 	if err != nil {
 		c.SetWriteDeadline(time.Unix(1, 0)) // the sender must not outlive a failed read
+		// Of a reset the half that meets it first takes the error; the other sees an end.
+		if sendErr := <-sent; errors.Is(err, io.EOF) && errors.Is(sendErr, syscall.ECONNRESET) {
+			err = sendErr
+		}
+		return up, down, err
 	}
-	sendErr := <-sent
-	if err == nil {
-		err = sendErr
+	if err := <-sent; err != nil {
+		return up, down, err
 	}
+	c.SetDeadline(time.Now().Add(stall + drain(n)))
+	if _, err := c.Write(last.Append(nil, h.keys)); err != nil {
+		return up, down, err
+	}
+	_, _, err = readMessage(c, h.keys, h.other())
 	return up, down, err
+}
+
+// drain is how much longer than a pause the other end's closing message may
+// take, while what was sent is still in this system's buffers: some MiB of them,
+// and a slow line of 64 KiB/s.
+func drain(n uint32) time.Duration {
+	return time.Duration(min(n, 4<<20)>>16) * time.Second
 }
 
 const chunk = 16 << 10
@@ -249,12 +264,13 @@ func serveVerified(c net.Conn, far Far, keys *wire.Keys, m wire.Message, e *wire
 
 // serveIdle keeps silent, sends the late message and waits for its confirmation.
 func serveIdle(c net.Conn, keys *wire.Keys, reply wire.Message) error {
-	c.SetReadDeadline(time.Now().Add(reply.Idle))
-	if n, err := c.Read(make([]byte, 1)); n > 0 || faultOf(err) != FaultTimeout {
+	until := time.Now().Add(reply.Idle)
+	c.SetReadDeadline(until)
+	if n, err := c.Read(make([]byte, 1)); n > 0 || faultOf(err) != FaultTimeout || time.Now().Before(until) {
 		if err == nil {
 			err = errAltered // the near end says nothing now
 		}
-		return err
+		return err // a deadline before its time is the end of the far end itself
 	}
 	reply.Kind = wire.Late
 	c.SetDeadline(time.Now().Add(farStall))

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"encoding/binary"
+	"errors"
 	"net"
 	"time"
 
@@ -31,7 +32,11 @@ func probeTLS(ctx context.Context, c net.Conn, x Exchange) Result {
 		if hctx.Err() != nil && ctx.Err() == nil {
 			return Result{Stage: StageTLS, Fault: FaultTimeout, Err: err, TLS: seen, Took: time.Since(began)}
 		}
-		return Result{Stage: StageTLS, Fault: faultOf(err), Err: err, TLS: seen, Took: time.Since(began)}
+		r := Result{Stage: StageTLS, Fault: faultOf(err), Err: err, TLS: seen, Took: time.Since(began)}
+		if no, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+			r.Fault, r.Sample = FaultForeign, no.RecordHeader[:] // who does not speak TLS is not the reflector
+		}
+		return r
 	}
 	describe(seen, tc.ConnectionState())
 	r := probePlain(ctx, tc, x)

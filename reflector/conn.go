@@ -41,7 +41,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.E
 	c.SetReadDeadline(time.Now().Add(firstBytes))
 	head, err := p.r.Peek(4)
 	if err != nil {
-		e.Fault = protocol.FaultEOF
+		e.Fault = protocol.FaultOf(err)
 		if rest, _ := p.r.Peek(p.r.Buffered()); len(rest) > 0 {
 			e.BytesIn, e.Digest = int64(len(rest)), digest(rest)
 		}
@@ -50,7 +50,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.E
 	c.SetReadDeadline(time.Time{})
 	switch {
 	case wire.IsMessage(head):
-		return protocol.Stream("plain").Serve(ctx, p, r)
+		return protocol.Stream("plain").Serve(ctx, p, underWay{r, c})
 	case outer && head[0] == 0x16 && head[1] == 3: // TLS handshake record, RFC 8446 section 5.1
 		return protocol.Stream("tls").Serve(ctx, p, r)
 	case head[0] < 2 && r.isSTUN(p):
@@ -82,8 +82,7 @@ func (r *Reflector) isSTUN(p *peeked) bool {
 	return err == nil && binary.BigEndian.Uint32(b[4:]) == 0x2112A442
 }
 
-// unknown keeps what nobody here understands. When it claims a session, as an
-// altered message does, that session's ledger gets it.
+// unknown keeps what nobody here understands.
 func (r *Reflector) unknown(p *peeked, e wire.Event) []wire.Event {
 	b, _ := p.r.Peek(p.r.Buffered())
 	e.Stage, e.Fault = protocol.StageToken, protocol.FaultForeign
@@ -114,12 +113,35 @@ func (r *Reflector) note(e wire.Event) {
 
 // Prove is protocol.Far.
 func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
-	ap, _ := netip.ParseAddrPort(from.String())
-	m, s, err := r.sessions.prove(p, ap.Addr())
+	m, s, err := r.sessions.prove(p)
 	if err != nil {
 		return m, nil, err
 	}
+	if ap, err := netip.ParseAddrPort(from.String()); err == nil && m.Kind == wire.Request {
+		r.sessions.touch(s, ap.Addr())
+	}
 	return m, s.keysFor(m), nil
+}
+
+// underWay is protocol.Far for one connection: from its proof on the session's
+// ledger tells of it, and not only when it has ended.
+type underWay struct {
+	*Reflector
+	conn net.Conn
+}
+
+// Prove is protocol.Far.
+func (u underWay) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
+	m, keys, err := u.Reflector.Prove(p, from)
+	if err != nil || m.Kind != wire.Request {
+		return m, keys, err
+	}
+	if s := u.sessions.find(m.Session); s != nil {
+		e := protocol.Arrived(u.conn, u.now())
+		e.Session, e.Probe, e.Attempt, e.Stage, e.Unfinished = m.Session, m.Probe, m.Attempt, protocol.StageToken, true
+		s.begin(e)
+	}
+	return m, keys, err
 }
 
 // Certificate is protocol.Far.

@@ -202,8 +202,9 @@ func (r *Reflector) ledger(s *session) *wire.Ledger {
 	l.TCP, l.UDP = r.set.Served()
 	s.fill(l)
 	l.SYNs = r.syns.since(l.Sources, l.Started.Add(-synBefore))
+	l.Missed = r.syns.lost()
 	if r.witness != nil {
-		l.Missed = r.witness.Lost()
+		l.Missed += r.witness.Lost()
 	}
 	return l
 }

@@ -58,7 +58,7 @@ func (a arrived) reply(d *steer.Datagram, now time.Time) *wire.Message {
 
 // message proves a request and notes it. ok is false when it gets no answer.
 func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
-	m, s, err := r.sessions.prove(d.Payload, d.Remote.Addr())
+	m, s, err := r.sessions.prove(d.Payload)
 	if err != nil || m.Kind != wire.Request {
 		if errors.Is(err, wire.ErrAltered) {
 			r.strayDatagram(d, m.Session, protocol.FaultAltered)
@@ -72,6 +72,7 @@ func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
 	if !s.arrival(m.Probe, a.port, m.Attempt) {
 		return a, false // replayed
 	}
+	r.sessions.touch(s, d.Remote.Addr()) // not before: a reflected or replayed message can come from anywhere
 	s.event(wire.Event{
 		Time: r.now(), Transport: scenarios.UDP, Remote: d.Remote, Local: d.Local, Session: m.Session, Probe: m.Probe,
 		Attempt: m.Attempt, Stage: protocol.StageToken, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS, Answered: true,

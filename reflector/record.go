@@ -32,9 +32,13 @@ type record struct {
 	probes  map[uint32]*probeRecord
 	wide    int
 	strays  []wire.Event
+	open    map[tuple]wire.Event      // connections under way
 	labels  map[netip.AddrPort]uint32 // probes of STUN 5-tuples
 	dirty   bool                      // since the journal last looked
 }
+
+// A tuple is the two ends of a connection.
+type tuple struct{ remote, local netip.AddrPort }
 
 // tries are the attempts at one port, a bit for each.
 type tries struct{ seen, answered uint64 }
@@ -151,10 +155,26 @@ func (r *record) answered(id uint32, port uint16, attempt uint16) {
 	}
 }
 
+// begin keeps the event of a connection until the one of its end comes.
+func (r *record) begin(e wire.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.probe(e.Probe) == nil {
+		return
+	}
+	if r.open == nil {
+		r.open = make(map[tuple]wire.Event)
+	}
+	r.open[tuple{e.Remote, e.Local}] = e
+}
+
 // event keeps an event of a probe.
 func (r *record) event(e wire.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if e.Transport == scenarios.TCP {
+		delete(r.open, tuple{e.Remote, e.Local})
+	}
 	p := r.probe(e.Probe)
 	switch {
 	case p == nil:
@@ -169,6 +189,9 @@ func (r *record) event(e wire.Event) {
 func (r *record) stray(e wire.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if e.Transport == scenarios.TCP {
+		delete(r.open, tuple{e.Remote, e.Local})
+	}
 	r.dirty = true
 	if len(r.strays) < maxStrays {
 		r.strays = append(r.strays, e)
@@ -184,9 +207,13 @@ func (r *record) fill(l *wire.Ledger) {
 	l.Strays = slices.Clone(r.strays)
 	for _, id := range slices.Sorted(maps.Keys(r.probes)) {
 		p := r.probes[id]
-		l.Probes = append(l.Probes, wire.ProbeRecord{
-			Probe: id, Counts: p.counts(), Events: slices.Clone(p.events), More: p.more,
-		})
+		events := slices.Clone(p.events)
+		for _, e := range r.open {
+			if e.Probe == id {
+				events = append(events, e)
+			}
+		}
+		l.Probes = append(l.Probes, wire.ProbeRecord{Probe: id, Counts: p.counts(), Events: events, More: p.more})
 	}
 }
 

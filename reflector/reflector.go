@@ -156,6 +156,9 @@ func (r *Reflector) Serve(ctx context.Context) error {
 	if err := context.Cause(ctx); err != context.Canceled {
 		return err
 	}
+	if err := r.journal.Err(); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
 	return nil
 }
 

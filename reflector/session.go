@@ -19,10 +19,12 @@ const (
 	sessionIdle = 15 * time.Minute // after the last sign of life
 	clockSkew   = 24 * time.Hour   // how far a client's clock may be off
 	maxSources  = 64               // addresses that one session may come from
+	maxOver     = 1 << 16          // ended sessions that are remembered
 )
 
 var (
 	errSessionLimit = errors.New("too many sessions; try again in some minutes")
+	errOver         = errors.New("the session has ended")
 	errClock        = errors.New("the two ends' clocks differ by more than a day")
 )
 
@@ -45,6 +47,11 @@ type sessions struct {
 	mu   sync.Mutex
 	byID map[wire.SessionID]*session
 	from map[netip.Addr][]*session // by every address that a proven arrival came from
+
+	// Sessions that ended do not begin anew: a datagram recorded then and sent
+	// again would be answered, to whatever address it claims.
+	over  map[wire.SessionID]bool
+	ended []wire.SessionID // the keys of over, oldest first
 }
 
 // open finds or makes a session for somebody who proved to know the key.
@@ -59,6 +66,9 @@ func (t *sessions) open(id wire.SessionID, claimed time.Time) (*session, error) 
 	if s := t.byID[id]; s != nil {
 		s.touched = now
 		return s, nil
+	}
+	if t.over[id] {
+		return nil, errOver
 	}
 	if len(t.byID) >= maxSessions {
 		return nil, errSessionLimit
@@ -80,9 +90,8 @@ func (t *sessions) find(id wire.SessionID) *session {
 }
 
 // prove checks a whole message and gives its session, making it when the
-// message is the first of a session that began without control. from becomes
-// one of the session's addresses.
-func (t *sessions) prove(p []byte, from netip.Addr) (wire.Message, *session, error) {
+// message is the first of a session that began without control.
+func (t *sessions) prove(p []byte) (wire.Message, *session, error) {
 	m, err := wire.ParseHead(p)
 	if err != nil {
 		return m, nil, err
@@ -103,7 +112,6 @@ func (t *sessions) prove(p []byte, from netip.Addr) (wire.Message, *session, err
 	if m, err = wire.Parse(p, s.keysFor(m)); err != nil {
 		return m, s, err
 	}
-	t.touch(s, from)
 	return m, s, nil
 }
 
@@ -136,6 +144,14 @@ func (t *sessions) of(from netip.Addr) []*session {
 // drop removes a session from the table; the caller holds the lock.
 func (t *sessions) drop(s *session) {
 	delete(t.byID, s.id)
+	if t.over == nil {
+		t.over = make(map[wire.SessionID]bool)
+	}
+	if t.over[s.id] = true; len(t.ended) >= maxOver {
+		delete(t.over, t.ended[0])
+		t.ended = t.ended[1:]
+	}
+	t.ended = append(t.ended, s.id)
 	for _, a := range s.allSources() {
 		t.from[a] = slices.DeleteFunc(t.from[a], func(o *session) bool { return o == s })
 		if len(t.from[a]) == 0 {

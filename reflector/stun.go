@@ -10,6 +10,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector/relay"
+	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -25,6 +26,9 @@ func (r *Reflector) relayConfig() relay.Config {
 		AllowPrivatePeers: r.cfg.PrivatePeers,
 		PlainSTUN:         r.cfg.PlainSTUN,
 		Event:             r.relayEvent,
+		Unproven: func(b []byte, local, remote netip.AddrPort) {
+			r.strayDatagram(&steer.Datagram{Local: local, Remote: remote, Payload: b}, wire.SessionID{}, protocol.FaultForeign)
+		},
 		Send: func(b []byte, local, remote netip.AddrPort) error {
 			return r.set.WriteTo(b, local, remote)
 		},

@@ -17,6 +17,7 @@ const (
 	synSources   = 4096
 	synInAll     = 1_000_000
 	synKept      = sessionIdle
+	synSweep     = time.Minute // between two searches for what is too old: each looks at everything
 	// synBefore: SYNs this long before a session's first proven arrival may be its own.
 	synBefore = 30 * time.Second
 )
@@ -24,9 +25,11 @@ const (
 // synStore remembers SYNs witnessed below the sockets. A SYN carries no token,
 // so it belongs to a session by its source address alone.
 type synStore struct {
-	mu    sync.Mutex
-	from  map[netip.Addr][]synSeen
-	total int
+	mu     sync.Mutex
+	from   map[netip.Addr][]synSeen
+	total  int
+	swept  time.Time // when forget last looked
+	missed uint64    // SYNs for which there was no room
 }
 
 type synSeen struct {
@@ -37,22 +40,36 @@ type synSeen struct {
 func (t *synStore) add(from netip.Addr, port uint16, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	list, known := t.from[from]
-	if t.total >= synInAll || len(list) >= synPerSource || !known && len(t.from) >= synSources {
+	if t.full(from) && at.Sub(t.swept) >= synSweep {
 		t.forget(at)
-		if list, known = t.from[from]; t.total >= synInAll || len(list) >= synPerSource || !known && len(t.from) >= synSources {
-			return
-		}
+	}
+	if t.full(from) {
+		t.missed++
+		return
 	}
 	if t.from == nil {
 		t.from = make(map[netip.Addr][]synSeen)
 	}
-	t.from[from] = append(list, synSeen{at, port})
+	t.from[from] = append(t.from[from], synSeen{at, port})
 	t.total++
+}
+
+// full tells whether there is no room for another SYN of an address.
+func (t *synStore) full(from netip.Addr) bool {
+	list, known := t.from[from]
+	return t.total >= synInAll || len(list) >= synPerSource || !known && len(t.from) >= synSources
+}
+
+// lost is the number of SYNs that came and were not kept.
+func (t *synStore) lost() uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.missed
 }
 
 // forget drops what is too old to belong to a session; the caller holds the lock.
 func (t *synStore) forget(now time.Time) {
+	t.swept = now
 	for a, list := range t.from {
 		fresh := slices.DeleteFunc(list, func(s synSeen) bool { return now.Sub(s.at) > synKept })
 		t.total -= len(list) - len(fresh)

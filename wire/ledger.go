@@ -26,6 +26,8 @@ type Event struct {
 	Digest    string              `json:"digest,omitempty"` // SHA-256 of the bytes that could not be understood
 	TLS       *TLSSeen            `json:"tls,omitempty"`
 	Answered  bool                `json:"answered,omitempty"`
+	// Unfinished: the connection was still under way when this copy was made.
+	Unfinished bool `json:"unfinished,omitempty"`
 }
 
 // TLSSeen is one end's view of a TLS handshake. Where the two ends' views

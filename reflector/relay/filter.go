@@ -17,6 +17,7 @@ type verdict int
 
 const (
 	malformed verdict = iota // not STUN as RFC 8489 has it
+	unproven                 // claims a session and does not verify, or is nothing that is served
 	stranger                 // well-formed, no valid credentials
 	authentic                // valid credentials, or an allocation's own data
 )
@@ -55,7 +56,7 @@ func (s *Server) message(o origin, b []byte) verdict {
 		return stranger // a keepalive, RFC 8445 section 11
 	}
 	s.cfg.Count("stun-unexpected")
-	return stranger
+	return unproven
 }
 
 var sendIndication = stun.NewType(stun.MethodSend, stun.ClassIndication)
@@ -74,7 +75,7 @@ func (s *Server) binding(o origin, w *workspace) verdict {
 	name, err := w.req.Get(stun.AttrUsername)
 	if err != nil {
 		s.cfg.Count("stun-auth")
-		return stranger
+		return unproven
 	}
 	now := s.cfg.Now()
 	username, label, _ := strings.Cut(string(name), ":")
@@ -82,7 +83,7 @@ func (s *Server) binding(o origin, w *workspace) verdict {
 	key := stun.NewShortTermIntegrity(password)
 	if !ok || password == "" || key.Check(&w.req) != nil {
 		s.cfg.Count("stun-auth")
-		return stranger
+		return unproven
 	}
 	result := "ok"
 	if unknown := unknownAttributes(&w.req); unknown != nil {

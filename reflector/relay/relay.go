@@ -24,8 +24,8 @@ import (
 )
 
 // Config says what the service serves and for whom. Credentials, PeerAllowed,
-// Count, Event and Send are called from several goroutines at once, must not
-// block, and must not keep the bytes they are given.
+// Count, Event, Unproven and Send are called from several goroutines at once,
+// must not block, and must not keep the bytes they are given.
 type Config struct {
 	// Realm is announced in challenges; short, since it counts against their
 	// length. Empty means "wallprobe".
@@ -66,6 +66,10 @@ type Config struct {
 	// Event is told what sessions did; strangers cannot cause events. Nil
 	// discards.
 	Event func(Event)
+	// Unproven is told of datagrams that are STUN but neither verify nor are
+	// anything that strangers may send: what is left of a session's own after a
+	// change on the way looks like that. Nil discards.
+	Unproven func(b []byte, local, remote netip.AddrPort)
 	// Send sends a datagram from exactly local to remote. Both are never in
 	// IPv4-mapped form.
 	Send func(b []byte, local, remote netip.AddrPort) error
@@ -165,6 +169,9 @@ func New(cfg Config) *Server {
 	if cfg.Event == nil {
 		cfg.Event = func(Event) {}
 	}
+	if cfg.Unproven == nil {
+		cfg.Unproven = func([]byte, netip.AddrPort, netip.AddrPort) {}
+	}
 	if cfg.Send == nil {
 		cfg.Send = func([]byte, netip.AddrPort, netip.AddrPort) error { return nil }
 	}
@@ -246,7 +253,9 @@ func (s *Server) Datagram(b []byte, local, remote netip.AddrPort) (handled bool)
 	o := origin{tuple: tuple{local: unmap(local), remote: unmap(remote)}}
 	switch {
 	case looksLikeSTUN(b):
-		s.message(o, b)
+		if v := s.message(o, b); v == malformed || v == unproven {
+			s.cfg.Unproven(b, o.tuple.local, o.tuple.remote)
+		}
 		return true
 	case len(b) >= 4 && b[0] >= 64 && b[0] <= 79:
 		a := s.lookup(o.tuple)

@@ -126,10 +126,10 @@ func (s *Set) acceptLoop(h Handler) error {
 func (s *Set) acceptSome(sock *socket, h Handler) error {
 	for range acceptBurst {
 		// Without SOCK_NONBLOCK: net.FileConn sets it, on a duplicate.
-		fd, _, err := unix.Accept4(sock.fd, unix.SOCK_CLOEXEC)
+		fd, peer, err := unix.Accept4(sock.fd, unix.SOCK_CLOEXEC)
 		switch err {
 		case nil:
-			s.accepted(fd, sock, h)
+			s.accepted(fd, peer, sock, h)
 		case unix.EAGAIN:
 			return nil
 		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
@@ -152,7 +152,28 @@ func (s *Set) pause(d time.Duration) {
 	_, _ = unix.Poll(fds, int(d.Milliseconds()))
 }
 
-func (s *Set) accepted(fd int, sock *socket, h Handler) {
+// A deadConn was reset before it was looked at: the kernel has forgotten whose
+// it was, but accept(2) told.
+type deadConn struct {
+	net.Conn
+	peer net.Addr
+}
+
+// RemoteAddr is never nil.
+func (c deadConn) RemoteAddr() net.Addr { return c.peer }
+
+// peerAddr is the address of accept(2) in Go's form.
+func peerAddr(sa unix.Sockaddr) net.Addr {
+	switch sa := sa.(type) {
+	case *unix.SockaddrInet4:
+		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+	case *unix.SockaddrInet6:
+		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
+	}
+	return &net.TCPAddr{}
+}
+
+func (s *Set) accepted(fd int, peer unix.Sockaddr, sock *socket, h Handler) {
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
 	if s.conns.full() {
@@ -167,6 +188,9 @@ func (s *Set) accepted(fd int, sock *socket, h Handler) {
 	if local, ok := c.LocalAddr().(*net.TCPAddr); sock.steered && (!ok || !s.tcpMap.has(uint16(local.Port))) {
 		c.Close() // somebody on this host found the socket that ports are steered to
 		return
+	}
+	if c.RemoteAddr() == nil {
+		c = deadConn{c, peerAddr(peer)}
 	}
 	s.count.conns.Add(1)
 	s.conns.serve(c, h)

@@ -1,0 +1,191 @@
+package protocol
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// same compares addresses by value, and nil with empty.
+var same = cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.EquateErrors()}
+
+var farClock = time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
+
+// testFar is a reflector with one session.
+type testFar struct {
+	keys wire.Keys
+	cert *tls.Certificate
+}
+
+func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
+	m, err := wire.Parse(p, &f.keys)
+	return m, &f.keys, err
+}
+
+func (f *testFar) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.cert, nil }
+
+func (f *testFar) Inner(ctx context.Context, c net.Conn) []wire.Event { return servePlain(ctx, c, f) }
+
+func (f *testFar) Now() time.Time { return farClock }
+
+var certificate = sync.OnceValue(func() *tls.Certificate { return newCertificate("test") })
+
+func newCertificate(issuer string) *tls.Certificate {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: issuer}, NotBefore: farClock, NotAfter: farClock.Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+func newFar() *testFar {
+	return &testFar{keys: wire.Derive(wire.Key{1}, wire.SessionID{2}, wire.Nonce{3}), cert: certificate()}
+}
+
+// exchange is what the near end asks for, with the far end's keys.
+func (f *testFar) exchange() Exchange {
+	return Exchange{Keys: &f.keys, Probe: 7, Attempt: 1, Port: 443, ServerName: "a.example", Stall: 10 * time.Second, Now: func() time.Time { return farClock }}
+}
+
+// pair is a TCP connection over loopback.
+func pair(t *testing.T) (near, far *net.TCPConn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	n, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.Close(); c.Close() })
+	return n.(*net.TCPConn), c.(*net.TCPConn)
+}
+
+// A box is what stands between the ends. Each direction is given its bytes
+// with their offset and says what goes on; ok is false to break off after that.
+type box struct {
+	up, down func(offset int64, b []byte) (out []byte, ok bool)
+	reset    bool // break off with a reset instead of a close
+}
+
+func pass(_ int64, b []byte) ([]byte, bool) { return b, true }
+
+// flip changes the byte at an offset.
+func flip(at int64) func(int64, []byte) ([]byte, bool) {
+	return func(offset int64, b []byte) ([]byte, bool) {
+		if i := at - offset; i >= 0 && i < int64(len(b)) {
+			b[i] ^= 0x20
+		}
+		return b, true
+	}
+}
+
+// cutAfter lets a number of bytes through.
+func cutAfter(n int64) func(int64, []byte) ([]byte, bool) {
+	return func(offset int64, b []byte) ([]byte, bool) {
+		if offset+int64(len(b)) < n {
+			return b, true
+		}
+		return b[:n-offset], false
+	}
+}
+
+func (x box) run(near, far *net.TCPConn) {
+	var wg sync.WaitGroup
+	var broken atomic.Bool
+	carry := func(from, to *net.TCPConn, change func(int64, []byte) ([]byte, bool)) {
+		if change == nil {
+			change = pass
+		}
+		buf := make([]byte, 8<<10)
+		var offset int64
+		for {
+			n, err := from.Read(buf)
+			out, ok := change(offset, buf[:n])
+			offset += int64(n)
+			if len(out) > 0 {
+				if _, werr := to.Write(out); werr != nil && err == nil {
+					err = werr
+				}
+			}
+			if !ok {
+				if broken.Store(x.reset); x.reset {
+					near.SetLinger(0)
+					far.SetLinger(0)
+					near.Close()
+					far.Close()
+					return
+				}
+				near.CloseWrite()
+				far.CloseWrite()
+				return
+			}
+			if err != nil {
+				if !broken.Load() {
+					to.CloseWrite()
+				}
+				return
+			}
+		}
+	}
+	wg.Go(func() { carry(near, far, x.up) })
+	wg.Go(func() { carry(far, near, x.down) })
+	wg.Wait()
+	near.Close()
+	far.Close()
+}
+
+// play runs both ends of a protocol with a box between them. The first event
+// is what the far end's would begin with.
+func play(t *testing.T, p *Protocol, f *testFar, x Exchange, b box) (Result, wire.Event, []wire.Event) {
+	t.Helper()
+	near, a := pair(t)
+	c, far := pair(t)
+	var events []wire.Event
+	var wg sync.WaitGroup
+	wg.Go(func() { events = p.Serve(t.Context(), far, f); far.Close() })
+	wg.Go(func() { b.run(a, c) })
+	res := p.Probe(t.Context(), near, x)
+	near.Close()
+	wg.Wait()
+	base := wire.Event{Time: farClock, Transport: scenarios.TCP, Remote: addrPort(far.RemoteAddr()), Local: addrPort(far.LocalAddr())}
+	return res, base, events
+}
+
+// untimed takes away what differs from run to run, after a look at it.
+func untimed(t *testing.T, r Result) Result {
+	t.Helper()
+	if r.Took <= 0 || r.RTT < 0 || r.RTT > r.Took {
+		t.Errorf("took %v, round trip %v", r.Took, r.RTT)
+	}
+	r.Took, r.RTT = 0, 0
+	return r
+}
