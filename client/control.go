@@ -25,6 +25,7 @@ type farEnd struct {
 	addr    netip.Addr
 	key     wire.Key
 	session wire.SessionID
+	began   time.Time // of the run
 	keys    wire.Keys
 	offline bool // keys come from the zero nonce: probes did not wait for control
 	contact      // what is known of control; empty until it is there
@@ -79,7 +80,7 @@ func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, pr
 	if proxy != nil && where == WhereFar {
 		t.Proxy = http.ProxyURL(proxy)
 	}
-	return &farEnd{where: where, addr: addr, key: key, session: id, offline: true,
+	return &farEnd{where: where, addr: addr, key: key, session: id, began: time.Now(), offline: true,
 		keys: wire.Derive(key, id, wire.Nonce{}), http: &http.Client{Transport: t}}
 }
 
@@ -153,7 +154,7 @@ func (f *farEnd) greet(ctx context.Context, base, program string) (hello wire.He
 		ConnectStart: func(string, string) { began = time.Now() },
 		ConnectDone:  func(string, string, error) { rtt = time.Since(began) },
 	})
-	err = f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Program: program}, &hello)
+	err = f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Age: time.Since(f.began), Program: program}, &hello)
 	return hello, rtt, err
 }
 

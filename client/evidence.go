@@ -64,6 +64,7 @@ type portEvidence struct {
 	maxLoss   float64
 	ledger    bool
 	witness   bool   // SYNs are seen below the sockets
+	missed    uint64 // SYNs that the witness lost meanwhile
 	bound     bool   // the reflector serves the port; meaningless without a ledger
 	why       string // why it does not serve it
 	seen      int
@@ -92,7 +93,7 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 	if near.ByLocal {
 		aimed = near.Aimed
 	}
-	e.ledger, e.witness = true, v.ledger.Witness != ""
+	e.ledger, e.witness, e.missed = true, v.ledger.Witness != "", v.ledger.Missed
 	e.bound, e.why = v.serves(t, aimed)
 	if p := v.probes[near.Probe]; p != nil {
 		e.seen, e.answered = int(p.seen[port]), int(p.answered[port])

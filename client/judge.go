@@ -352,6 +352,8 @@ func (e *portEvidence) judgeSilence() (Verdict, string) {
 		return ReplyLost, "the reflector saw it and answered; the answer did not arrive"
 	case !e.bound:
 		return Unmeasured, "the reflector does not serve the port: " + e.why
+	case e.transport == scenarios.TCP && e.missed > 0:
+		return Silent, fmt.Sprintf("no connection came up, and the reflector lost sight of %d SYNs, of which this may be one", e.missed)
 	case e.transport == scenarios.TCP && !e.witness:
 		return Silent, "no connection came up, and the reflector cannot see SYNs on its system"
 	}

@@ -79,7 +79,27 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	r.probeAll(ctx)
 	r.finish(ctx)
 	res := r.result()
+	if err := r.refused(); err != nil {
+		return &res, err
+	}
 	return &res, context.Cause(ctx)
+}
+
+// refused is a refusal that came after probing had begun.
+func (r *runner) refused() error {
+	for _, f := range r.ends {
+		if f.trying == nil {
+			continue // told by meet
+		}
+		select {
+		case err := <-f.trying:
+			if err != nil {
+				return err
+			}
+		default:
+		}
+	}
+	return nil
 }
 
 func newRunner(cfg Config) (*runner, error) {

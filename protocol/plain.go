@@ -139,7 +139,7 @@ func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) 
 	if err != nil {
 		c.SetWriteDeadline(time.Unix(1, 0)) // the sender must not outlive a failed read
 		// Of a reset the half that meets it first takes the error; the other sees an end.
-		if sendErr := <-sent; errors.Is(err, io.EOF) && errors.Is(sendErr, syscall.ECONNRESET) {
+		if sendErr := <-sent; faultOf(err) == FaultEOF && errors.Is(sendErr, syscall.ECONNRESET) {
 			err = sendErr
 		}
 		return up, down, err

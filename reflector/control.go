@@ -167,6 +167,7 @@ func (r *Reflector) hello(from netip.AddrPort, body []byte) (any, error) {
 		return nil, err
 	}
 	r.sessions.touch(s, from.Addr())
+	s.began(r.now().Add(-min(max(q.Age, 0), synKept)))
 	tcp, udp := r.set.Served()
 	return wire.HelloReply{
 		Nonce: s.nonce, Program: r.cfg.Program, Source: from, TCP: tcp, UDP: udp, Unserved: r.unserved,
@@ -202,9 +203,15 @@ func (r *Reflector) ledger(s *session) *wire.Ledger {
 	l.TCP, l.UDP = r.set.Served()
 	s.fill(l)
 	l.SYNs = r.syns.since(l.Sources, l.Started.Add(-synBefore))
-	l.Missed = r.syns.lost()
-	if r.witness != nil {
-		l.Missed += r.witness.Lost()
-	}
+	l.Missed = r.missed() - s.missed
 	return l
+}
+
+// missed is the number of SYNs that came and are not known.
+func (r *Reflector) missed() uint64 {
+	n := r.syns.lost()
+	if r.witness != nil {
+		n += r.witness.Lost()
+	}
+	return n
 }

@@ -65,6 +65,15 @@ func (r *record) addSource(a netip.Addr) bool {
 	return true
 }
 
+// began notes that the session is older than its first arrival.
+func (r *record) began(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if at.Before(r.started) {
+		r.started = at
+	}
+}
+
 func (r *record) allSources() []netip.Addr {
 	r.mu.Lock()
 	defer r.mu.Unlock()

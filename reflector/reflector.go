@@ -75,7 +75,7 @@ func Listen(cfg Config) (*Reflector, error) {
 		return nil, err
 	}
 	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward)}
-	r.sessions = sessions{key: cfg.Key, now: cfg.Now, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
+	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
 	r.web = newWeb(r)
 	r.relay = relay.New(r.relayConfig())

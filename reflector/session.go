@@ -36,13 +36,16 @@ type session struct {
 	keys    wire.Keys // with the nonce
 	offline wire.Keys // with the zero nonce, for probes sent before control
 	touched time.Time
+	missed  uint64 // SYNs that the reflector had lost when the session began
 }
 
 // sessions is the table of all stays. It is safe for concurrent use.
 type sessions struct {
-	key  wire.Key
-	now  func() time.Time
-	ends func(*session) // called without the lock when a session is dropped
+	key wire.Key
+	now func() time.Time
+	// missed counts the SYNs that the reflector lost so far; nil is none.
+	missed func() uint64
+	ends   func(*session) // called without the lock when a session is dropped
 
 	mu   sync.Mutex
 	byID map[wire.SessionID]*session
@@ -78,6 +81,9 @@ func (t *sessions) open(id wire.SessionID, claimed time.Time) (*session, error) 
 	s.keys = wire.Derive(t.key, id, s.nonce)
 	s.offline = wire.Derive(t.key, id, wire.Nonce{})
 	s.started = now
+	if t.missed != nil {
+		s.missed = t.missed()
+	}
 	t.byID[id] = s
 	return s, nil
 }

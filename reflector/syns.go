@@ -18,8 +18,12 @@ const (
 	synInAll     = 1_000_000
 	synKept      = sessionIdle
 	synSweep     = time.Minute // between two searches for what is too old: each looks at everything
-	// synBefore: SYNs this long before a session's first proven arrival may be its own.
-	synBefore = 30 * time.Second
+	// synBefore: SYNs this long before a session began, as far as the reflector
+	// knows, may be its own. Longer, and a run repeated after a change of the
+	// firewall would be taken for the one before.
+	synBefore = 2 * time.Second
+	// synGap parts the SYNs of one address in the journal into runs.
+	synGap = time.Second
 )
 
 // synStore remembers SYNs witnessed below the sockets. A SYN carries no token,
@@ -96,18 +100,32 @@ func (t *synStore) since(sources []netip.Addr, from time.Time) []wire.Caught {
 	return caught(n)
 }
 
-// bySource is everything remembered, for the journal.
+// bySource is everything remembered, for the journal: for each address an entry
+// for every burst, so that runs one after the other are told apart.
 func (t *synStore) bySource() []wire.SourceSYNs {
 	t.mu.Lock()
-	addrs := slices.SortedFunc(maps.Keys(t.from), netip.Addr.Compare)
-	out := make([]wire.SourceSYNs, len(addrs))
-	for i, a := range addrs {
-		list := t.from[a]
-		out[i] = wire.SourceSYNs{Source: a, First: list[0].at, Last: list[len(list)-1].at}
+	defer t.mu.Unlock()
+	var out []wire.SourceSYNs
+	for _, a := range slices.SortedFunc(maps.Keys(t.from), netip.Addr.Compare) {
+		for _, burst := range bursts(t.from[a]) {
+			n := make(map[uint16]int)
+			for _, s := range burst {
+				n[s.port]++
+			}
+			out = append(out, wire.SourceSYNs{Source: a, First: burst[0].at, Last: burst[len(burst)-1].at, SYNs: caught(n)})
+		}
 	}
-	t.mu.Unlock()
-	for i := range out {
-		out[i].SYNs = t.since([]netip.Addr{out[i].Source}, out[i].First)
+	return out
+}
+
+// bursts cuts a list, which is in order of time, where nothing came for a while.
+func bursts(list []synSeen) [][]synSeen {
+	var out [][]synSeen
+	for first, i := 0, 1; i <= len(list); i++ {
+		if i == len(list) || list[i].at.Sub(list[i-1].at) > synGap {
+			out = append(out, list[first:i])
+			first = i
+		}
 	}
 	return out
 }

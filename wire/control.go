@@ -35,9 +35,10 @@ const (
 
 // HelloRequest opens a session, or attaches control to one that began without.
 type HelloRequest struct {
-	Session SessionID `json:"session"`
-	Time    time.Time `json:"time"`
-	Program string    `json:"program"` // the client's version, for the log
+	Session SessionID     `json:"session"`
+	Time    time.Time     `json:"time"`
+	Age     time.Duration `json:"age,omitempty"` // nanoseconds since the client began: SYNs before that are not its own
+	Program string        `json:"program"`       // the client's version, for the log
 }
 
 // HelloReply tells the client what it needs to plan.
