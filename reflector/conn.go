@@ -24,6 +24,11 @@ const firstBytes = 10 * time.Second
 // carry control, TLS, STUN and the plain exchange.
 func (r *Reflector) Conn(c net.Conn) {
 	defer c.Close()
+	from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	if !r.conns.enter(from.Addr()) {
+		return
+	}
+	defer r.conns.leave(from.Addr())
 	for _, e := range r.stream(r.ctx, c, true) {
 		r.note(e)
 	}

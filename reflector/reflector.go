@@ -48,6 +48,7 @@ type Reflector struct {
 	ca       *authority
 	relay    *relay.Server
 	web      *web
+	conns    sources
 	late     later
 	witness  *steer.SYNs
 	syns     synStore
