@@ -15,9 +15,9 @@ type sources struct {
 	n  map[netip.Addr]int
 }
 
-// source is what counts as one: an IPv4 address, or the /64 that one
+// sourceOf is what counts as one: an IPv4 address, or the /64 that one
 // subscriber has (RFC 6177).
-func source(a netip.Addr) netip.Addr {
+func sourceOf(a netip.Addr) netip.Addr {
 	if a = a.Unmap(); a.Is6() {
 		p, _ := a.Prefix(64) // fails for longer ones only
 		return p.Addr()
@@ -27,7 +27,7 @@ func source(a netip.Addr) netip.Addr {
 
 // enter counts a connection, unless its source has too many.
 func (t *sources) enter(a netip.Addr) bool {
-	a = source(a)
+	a = sourceOf(a)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.n[a] >= maxConnsPerSource {
@@ -41,7 +41,7 @@ func (t *sources) enter(a netip.Addr) bool {
 }
 
 func (t *sources) leave(a netip.Addr) {
-	a = source(a)
+	a = sourceOf(a)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.n[a]--; t.n[a] == 0 {
