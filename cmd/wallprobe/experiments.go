@@ -3,8 +3,10 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/urfave/cli/v2"
@@ -26,7 +28,7 @@ func experimentsCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "only", Usage: "those whose id matches `GLOB`, for example 'CRD-E[1-4]'; may be repeated"},
 			&cli.StringFlag{Name: "json", Usage: "write the rows as JSON to `FILE`, - for standard output"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
-			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
 		},
 		Action: experiments,
@@ -52,6 +54,12 @@ func experiments(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := checkTimeout(c.Duration("timeout")); err != nil {
+		return err
+	}
+	if err := writable(c.String("json")); err != nil {
+		return err
+	}
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -62,9 +70,12 @@ func experiments(c *cli.Context) error {
 		line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, total, doing))
 	})
 	line.Clear()
+	if c.Context.Err() != nil {
+		return &exitError{exitInconclusive, "stopped before the end"}
+	}
 	rows, disputes := t.rows(tasks), t.disputes(tasks, books)
 	if name := c.String("json"); name != "" {
-		return writeRows(c, name, rows)
+		return errors.Join(writeRows(c, name, rows), t.status(tasks))
 	}
 	if err := report.Experiments(c.App.Writer, rows, textOptions(c)); err != nil {
 		return err
@@ -72,7 +83,7 @@ func experiments(c *cli.Context) error {
 	for _, d := range disputes {
 		fmt.Fprintf(c.App.Writer, "\n%s", d)
 	}
-	return t.status()
+	return t.status(tasks)
 }
 
 func choose(books []lab.Book, only []string) ([]task, error) {
@@ -94,7 +105,7 @@ func choose(books []lab.Book, only []string) ([]task, error) {
 		}
 	}
 	if len(out) == 0 {
-		return nil, usage("--only: no experiment matches; there are %v", ids)
+		return nil, usage("--only: no experiment matches; there are %s", strings.Join(ids, ", "))
 	}
 	return out, nil
 }
@@ -240,10 +251,14 @@ func (t *trials) disputes(tasks []task, books []lab.Book) []string {
 }
 
 // status is not good only where something could not be run.
-func (t *trials) status() error {
-	for p, got := range t.done {
-		if got.res == nil || !got.res.Complete {
-			return &exitError{exitInconclusive, fmt.Sprintf("behind %s nothing could be measured: %v", p.firewall, got.err)}
+func (t *trials) status(tasks []task) error {
+	for _, k := range tasks {
+		got := t.done[k.place()]
+		switch {
+		case got.res == nil:
+			return &exitError{exitInconclusive, fmt.Sprintf("%s behind %s could not be measured: %v", k.x.ID, k.variant.Firewall, got.err)}
+		case !got.res.Complete:
+			return &exitError{exitInconclusive, fmt.Sprintf("%s behind %s: %s", k.x.ID, k.variant.Firewall, got.res.Why)}
 		}
 	}
 	return nil

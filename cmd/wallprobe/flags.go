@@ -8,10 +8,11 @@ import (
 
 // reorder moves flags in front of arguments, so that "wallprobe lab NAME
 // --json -" reads as "wallprobe lab --json - NAME": people write the thing they
-// mean first. What follows "--" stays as it is.
-func reorder(args []string, app *cli.App) []string {
+// mean first. What follows "--" stays as it is. A last flag that lacks its value
+// is an error, lest it take the first argument for it.
+func reorder(args []string, app *cli.App) ([]string, error) {
 	if len(args) < 2 {
-		return args
+		return args, nil
 	}
 	head, rest := args[:1:1], args[1:]
 	flags := app.Flags
@@ -33,15 +34,18 @@ func reorder(args []string, app *cli.App) []string {
 			i = len(rest)
 		case len(a) > 1 && a[0] == '-':
 			options = append(options, a)
-			if takesValue(flags, a) && i+1 < len(rest) {
-				i++
-				options = append(options, rest[i])
+			if !takesValue(flags, a) {
+				continue
 			}
+			if i++; i == len(rest) {
+				return nil, usage("%s needs a value; see %s --help", a, strings.Join(head, " "))
+			}
+			options = append(options, rest[i])
 		default:
 			words = append(words, a)
 		}
 	}
-	return append(append(head, options...), words...)
+	return append(append(head, options...), words...), nil
 }
 
 func find(commands []*cli.Command, name string) *cli.Command {

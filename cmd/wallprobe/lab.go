@@ -25,17 +25,39 @@ func labCommand() *cli.Command {
 			"reflector and the real client on its two sides. Without arguments it runs every\n" +
 			"scenario against the main firewalls and prints which application works behind which\n" +
 			"firewall, and by which way.\n\n" +
-			"Firewalls: " + strings.Join(lab.FirewallNames(), ", ") + ",\n" +
-			"or an nft file of your own, whose interfaces are lan0 (inside) and wan0 (outside).",
+			"Exit status: 0 what people want works, 1 something does not, 2 wrong usage or rules\n" +
+			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n\n" +
+			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or an nft file of your own, "+
+				"whose interfaces are lan0 (inside) and wan0 (outside).", 88),
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
-			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, outputFlags()...),
 		Action:      labAction,
 		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
 	}
+}
+
+// wrap breaks a text into lines of at most width bytes.
+func wrap(text string, width int) string {
+	var b strings.Builder
+	column := 0
+	for _, word := range strings.Fields(text) {
+		switch {
+		case column == 0:
+		case column+1+len(word) > width:
+			b.WriteByte('\n')
+			column = 0
+		default:
+			b.WriteByte(' ')
+			column++
+		}
+		b.WriteString(word)
+		column += len(word)
+	}
+	return b.String()
 }
 
 func labAction(c *cli.Context) error {
@@ -55,13 +77,22 @@ func labAction(c *cli.Context) error {
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present()); err != nil {
 		return err
 	}
+	if err := checkTimeout(m.Timeout); err != nil {
+		return err
+	}
+	out, err := newOutput(c)
+	if err != nil {
+		return err
+	}
+	defer out.close()
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
-	out := newOutput(c)
-	defer out.close()
-	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string) {
+	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string, soFar []*client.Result) {
 		out.line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, len(firewalls), doing))
+		if done < len(firewalls) {
+			out.saveSoFar(soFar...)
+		}
 	})
 	for _, r := range results {
 		out.add(r)
@@ -148,7 +179,7 @@ const worlds = 2
 
 // measureAll measures behind every firewall, in worlds of their own. Results
 // come in the order of the firewalls.
-func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement, progress func(done int, doing string)) ([]*client.Result, error) {
+func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement, progress func(done int, doing string, soFar []*client.Result)) ([]*client.Result, error) {
 	results := make([][]*client.Result, len(firewalls))
 	errs := make([]error, len(firewalls))
 	var mu sync.Mutex
@@ -160,18 +191,22 @@ func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement
 		wg.Go(func() {
 			defer func() { <-slots }()
 			if ctx.Err() != nil {
-				errs[i] = context.Cause(ctx)
 				return
 			}
-			results[i], errs[i] = measureOne(ctx, f, m)
+			measured, err := measureOne(ctx, f, m)
 			mu.Lock()
+			defer mu.Unlock()
+			results[i], errs[i] = measured, err
 			done++
-			progress(done, f.Name)
-			mu.Unlock()
+			progress(done, f.Name, slices.Concat(results...))
 		})
 	}
 	wg.Wait()
-	return slices.Concat(results...), errors.Join(errs...)
+	err := errors.Join(errs...)
+	if ctx.Err() != nil {
+		err = stopped()
+	}
+	return slices.Concat(results...), err
 }
 
 func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) ([]*client.Result, error) {

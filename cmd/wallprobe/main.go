@@ -69,11 +69,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		},
 		ExitErrHandler: func(*cli.Context, error) {}, // run decides
 		OnUsageError: func(_ *cli.Context, err error, _ bool) error {
-			return usage("%v", err)
+			return usage("%v; see wallprobe --help", err)
 		},
 		Action: func(c *cli.Context) error {
-			if c.Args().Present() {
-				return usage("there is no command %q; see wallprobe --help", c.Args().First())
+			if first := c.Args().First(); first != "" && first != "help" {
+				return usage("there is no command %q; see wallprobe --help", first)
 			}
 			return cli.ShowAppHelp(c)
 		},
@@ -81,7 +81,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	for _, c := range app.Commands {
 		strict(c, c.Name)
 	}
-	err := app.RunContext(ctx, reorder(args, app))
+	args, err := reorder(args, app)
+	if err == nil {
+		err = app.RunContext(ctx, args)
+	}
 	if err == nil {
 		return exitHolds
 	}
@@ -96,7 +99,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 }
 
 // strict makes wrong flags an error with status 2 instead of a page of help.
+// There is --help everywhere; a command of that name would only be in the way.
 func strict(c *cli.Command, name string) {
+	c.HideHelpCommand = true
+	for _, f := range c.Flags {
+		if b, ok := f.(*cli.BoolFlag); ok {
+			b.DisableDefaultText = true // "default: false" tells nobody anything
+		}
+	}
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
 		return usage("%s: %v; see wallprobe %s --help", name, err, name)
 	}

@@ -16,8 +16,8 @@ func mergeCommand() *cli.Command {
 		Usage:     "join both ends' evidence when control had no path",
 		ArgsUsage: "CLIENT-RESULT REFLECTOR-JOURNAL",
 		Description: "CLIENT-RESULT is what wallprobe run --json wrote, REFLECTOR-JOURNAL what wallprobe\n" +
-			"reflector --journal wrote. Every silent path gets its exact verdict. A scenario file\n" +
-			"of your own must be where it was, or be named with --scenario.",
+			"reflector --journal wrote. Every silent path gets its exact verdict. Name a\n" +
+			"scenario file of your own with --scenario.",
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "scenario", Usage: "scenario `FILE` that the result was made with; may be repeated"},
 		}, outputFlags()...),
@@ -41,7 +41,10 @@ func merge(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out := newOutput(c)
+	out, err := newOutput(c)
+	if err != nil {
+		return err
+	}
 	for _, r := range results {
 		l, err := j.For(r)
 		if err != nil {

@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,18 +28,48 @@ type output struct {
 
 	mu      sync.Mutex
 	results []*client.Result
-	saved   time.Time
 }
 
 // saveEvery is how often an unfinished result is saved; a client that is
 // killed has lost no more than this.
 const saveEvery = 500 * time.Millisecond
 
-func newOutput(c *cli.Context) *output {
+// newOutput prepares what the flags say. That a file cannot be written shows
+// here, before anything is measured.
+func newOutput(c *cli.Context) (*output, error) {
+	if err := writable(c.String("json")); err != nil {
+		return nil, err
+	}
 	return &output{
 		stdout: c.App.Writer, jsonName: c.String("json"),
 		text: textOptions(c), line: progressLine(c),
+	}, nil
+}
+
+// writable tries to make a file beside the one that --json names.
+func writable(name string) error {
+	if name == "" || name == "-" {
+		return nil
 	}
+	st, err := os.Stat(name)
+	switch {
+	case err == nil && st.IsDir():
+		return usage("--json %s: is a folder; name a file", name)
+	case err == nil && !st.Mode().IsRegular():
+		return nil // a device or a pipe
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
+	if err != nil {
+		if e, ok := errors.AsType[*fs.PathError](err); ok {
+			err = e.Err // it names the temporary file
+		}
+		return usage("--json %s: %v", name, err)
+	}
+	f.Close()
+	if err := os.Remove(f.Name()); err != nil {
+		return usage("--json %s: %v", name, err)
+	}
+	return nil
 }
 
 // textOptions are width and colour for where standard output goes.
@@ -64,16 +96,58 @@ func (o *output) progress(p client.Progress) {
 	o.line.Show(fmt.Sprintf("%s of %s ports", group(p.Done), group(p.Total)))
 }
 
-// update saves what there is so far, when it is time.
-func (o *output) update(snapshot func() client.Result) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.jsonName == "" || o.jsonName == "-" || time.Since(o.saved) < saveEvery {
-		return
+// follow saves a run that has begun, and again while it goes on: update tells
+// that there is more to save, stop ends the saving and waits for it.
+func (o *output) follow(begun client.Result) (update func(snapshot func() client.Result), stop func()) {
+	if o.jsonName == "" || o.jsonName == "-" {
+		return nil, func() {} // spares the judging
 	}
-	res := snapshot()
-	o.saved = time.Now()
-	o.save(append(slices.Clone(o.results), &res)) // a failure to save shows at the end
+	o.saveUnfinished(begun)
+	news, ended := make(chan func() client.Result, 1), make(chan struct{})
+	var saving sync.WaitGroup
+	saving.Go(func() {
+		for {
+			select {
+			case snapshot := <-news:
+				o.saveUnfinished(snapshot())
+			case <-ended:
+				return
+			}
+			select {
+			case <-time.After(saveEvery):
+			case <-ended:
+				return
+			}
+		}
+	})
+	update = func(snapshot func() client.Result) {
+		select {
+		case news <- snapshot:
+		default: // the one that waits will see what is new as well
+		}
+	}
+	return update, func() { close(ended); saving.Wait() }
+}
+
+// unfinished is why a result is not complete while it is being measured, and
+// for ever after a kill.
+const unfinished = "not finished"
+
+// saveUnfinished saves the results that are done and the one that is not. Its
+// ledgers, which the run is about to fetch, are left out.
+func (o *output) saveUnfinished(res client.Result) {
+	res.Ledgers, res.Why = nil, unfinished
+	o.mu.Lock()
+	done := slices.Clone(o.results)
+	o.mu.Unlock()
+	o.saveSoFar(append(done, &res)...)
+}
+
+// saveSoFar saves results when there are more to come.
+func (o *output) saveSoFar(results ...*client.Result) {
+	if o.jsonName != "" && o.jsonName != "-" {
+		o.save(results) // a failure to save shows at the end
+	}
 }
 
 func (o *output) add(r *client.Result) {

@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
 
 	"github.com/wallprobe/wallprobe/reflector"
 	"github.com/wallprobe/wallprobe/reflector/steer"
@@ -33,7 +34,7 @@ func reflectorCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "listen", Usage: "`ADDR` to listen on; may be repeated (default: all, IPv4 and IPv6)"},
 			&cli.StringFlag{Name: "key-file", Usage: "`FILE` that holds the key; made if it is not there (default: wallprobe.key in your configuration folder)"},
 			&cli.StringSliceFlag{Name: "scenario", Usage: "serve only the ports of scenario `NAME|FILE`; may be repeated (default: all built-in ones)"},
-			&cli.StringSliceFlag{Name: "except", Usage: "leave out `tcp/PORTS or udp/PORTS`, for example tcp/22; may be repeated"},
+			&cli.StringSliceFlag{Name: "except", Usage: "leave out `PORTS`: tcp/22, udp/5000-5999; may be repeated"},
 			&cli.StringFlag{Name: "steering", Value: "auto", Usage: "`MODE` for the wide ranges: auto, bpf, tproxy or sockets"},
 			&cli.BoolFlag{Name: "allow-unbound", Usage: "go on without ports that cannot be bound; clients are told"},
 			&cli.BoolFlag{Name: "inward", Usage: "probe a client's own address when it asks: for paths into the client's site"},
@@ -54,11 +55,11 @@ func reflect(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	key, made, err := loadKey(c.String("key-file"))
+	key, err := loadKey(c.String("key-file"))
 	if err != nil {
 		return err
 	}
-	cfg.Key = key
+	cfg.Key = key.Key
 	if name := c.String("journal"); name != "" {
 		f, err := os.OpenFile(name, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {
@@ -71,7 +72,10 @@ func reflect(c *cli.Context) error {
 	if err != nil {
 		return cannotBind(err)
 	}
-	announce(c.App.Writer, r, cfg, made)
+	if err := key.keep(); err != nil {
+		return errors.Join(err, r.Close())
+	}
+	announce(c.App.Writer, r, runLine(c, cfg, key), key.made)
 	if err := r.Serve(c.Context); err != nil && !errors.Is(err, context.Canceled) {
 		return &exitError{exitInconclusive, err.Error()}
 	}
@@ -142,38 +146,54 @@ func loadScenarios(names []string) ([]*scenarios.Scenario, error) {
 	return out, nil
 }
 
-// loadKey reads the key file, or makes it.
-func loadKey(name string) (key wire.Key, made bool, err error) {
+// A keyFile is the key and where it is kept.
+type keyFile struct {
+	wire.Key
+	name string
+	made bool
+}
+
+// keep writes a key that was made.
+func (k keyFile) keep() error {
+	if !k.made {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(k.name), 0o700); err != nil {
+		return usage("key file: %v", err)
+	}
+	if err := os.WriteFile(k.name, []byte(k.String()+"\n"), 0o600); err != nil {
+		return usage("key file: %v", err)
+	}
+	return nil
+}
+
+// loadKey reads the key file, or makes a key where there is none. It is not
+// kept yet: a start that fails must not use up the one time that it is shown.
+func loadKey(name string) (keyFile, error) {
+	k := keyFile{name: name}
 	if name == "" {
 		dir, err := os.UserConfigDir()
 		if err != nil {
-			return key, false, usage("no folder for the key: %v; name one with --key-file", err)
+			return k, usage("no folder for the key: %v; name one with --key-file", err)
 		}
-		name = filepath.Join(dir, "wallprobe.key")
+		k.name = filepath.Join(dir, "wallprobe.key")
 	}
-	b, err := os.ReadFile(name)
+	b, err := os.ReadFile(k.name)
 	if errors.Is(err, fs.ErrNotExist) {
-		key = wire.NewKey()
-		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
-			return key, false, usage("key file: %v", err)
-		}
-		if err := os.WriteFile(name, []byte(key.String()+"\n"), 0o600); err != nil {
-			return key, false, usage("key file: %v", err)
-		}
-		return key, true, nil
+		k.Key, k.made = wire.NewKey(), true
+		return k, nil
 	}
 	if err != nil {
-		return key, false, usage("key file: %v", err)
+		return k, usage("key file: %v", err)
 	}
-	key, err = wire.ParseKey(string(b))
-	if err != nil {
-		return key, false, usage("key file %s: %v", name, err)
+	if k.Key, err = wire.ParseKey(string(b)); err != nil {
+		return k, usage("key file %s: %v", k.name, err)
 	}
-	return key, false, nil
+	return k, nil
 }
 
 // announce says what is served and what to run at the other end.
-func announce(w io.Writer, r *reflector.Reflector, cfg reflector.Config, made bool) {
+func announce(w io.Writer, r *reflector.Reflector, line string, made bool) {
 	tcp, udp := r.Served()
 	fmt.Fprintf(w, "wallprobe reflector: %s TCP and %s UDP ports, %d descriptors\n", group(tcp.Len()), group(udp.Len()), r.Descriptors())
 	for _, line := range r.Describe() {
@@ -182,8 +202,22 @@ func announce(w io.Writer, r *reflector.Reflector, cfg reflector.Config, made bo
 	if made {
 		fmt.Fprintln(w, "  a new key was made")
 	}
-	fmt.Fprintf(w, "\nAt the other end of the firewall:\n\n  wallprobe run SCENARIO --reflector %s --key %s\n\n", ownAddress(cfg.Addrs), cfg.Key)
-	fmt.Fprintln(w, "ready")
+	fmt.Fprintf(w, "\nAt the other end of the firewall:\n\n  %s\n\nready\n", line)
+}
+
+// runLine is the command for the other end. The key is in it when it is new, or
+// where a person looks on; else it would end up in every log.
+func runLine(c *cli.Context, cfg reflector.Config, key keyFile) string {
+	names := "SCENARIO"
+	if list := c.StringSlice("scenario"); len(list) > 0 {
+		names = strings.Join(list, " ")
+	}
+	how := "--key-file " + key.name
+	f, ok := c.App.Writer.(*os.File)
+	if key.made || ok && term.IsTerminal(int(f.Fd())) {
+		how = "--key " + key.String()
+	}
+	return fmt.Sprintf("wallprobe run %s --reflector %s %s", names, ownAddress(cfg.Addrs), how)
 }
 
 // ownAddress guesses the address that a client would use: the first one that

@@ -42,12 +42,12 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "key", EnvVars: []string{"WALLPROBE_KEY"}, Usage: "the `KEY` that the reflector printed"},
 			&cli.StringFlag{Name: "key-file", Usage: "`FILE` that holds the key"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first)"},
-			&cli.StringFlag{Name: "family", Usage: "`ipv4 or ipv6` (default: what the reflector's name gives first)"},
+			&cli.StringFlag{Name: "family", Usage: "address `FAMILY`: ipv4 or ipv6 (default: what the reflector's name gives first)"},
 			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
 			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range, not only edges, a sample and the boundaries between"},
-			&cli.IntFlag{Name: "rate", Usage: "packets a second of a sweep (default: adapts; 5000 to 10000 is polite)"},
-			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait"},
+			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
+			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
 			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
 		}, outputFlags()...),
@@ -67,7 +67,13 @@ func runAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out := newOutput(c)
+	if _, err := rolesFor(list, cfg.Role, true); err != nil {
+		return err
+	}
+	out, err := newOutput(c)
+	if err != nil {
+		return err
+	}
 	defer out.close()
 	for _, s := range list {
 		cfg.Scenario = s
@@ -89,10 +95,13 @@ func runConfig(c *cli.Context) (client.Config, error) {
 	cfg := client.Config{
 		Role: c.String("as"), Sweep: c.Bool("sweep"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), RTT: c.Duration("rtt"), Program: version(), Resolve: resolve,
 	}
-	if cfg.Timeout < 100*time.Millisecond {
-		return cfg, usage("--timeout %v: at least 100ms", cfg.Timeout)
+	if cfg.Rate < 0 {
+		return cfg, usage("--rate %d: packets a second, or 0 to adapt", cfg.Rate)
 	}
-	var err error
+	err := checkTimeout(cfg.Timeout)
+	if err != nil {
+		return cfg, err
+	}
 	if cfg.Key, err = givenKey(c); err != nil {
 		return cfg, err
 	}
@@ -118,21 +127,29 @@ func runConfig(c *cli.Context) (client.Config, error) {
 	return cfg, err
 }
 
+// checkTimeout refuses a wait so short that a sound path would look dead.
+func checkTimeout(d time.Duration) error {
+	if d < 100*time.Millisecond {
+		return usage("--timeout %v: at least 100ms", d)
+	}
+	return nil
+}
+
 func givenKey(c *cli.Context) (wire.Key, error) {
-	text := c.String("key")
+	text, from := c.String("key"), "--key"
 	if name := c.String("key-file"); text == "" && name != "" {
 		b, err := os.ReadFile(name)
 		if err != nil {
 			return wire.Key{}, usage("key file: %v", err)
 		}
-		text = string(b)
+		text, from = string(b), "key file "+name
 	}
 	if text == "" {
 		return wire.Key{}, usage("run: --key KEY or --key-file FILE is needed: the reflector printed it when it started")
 	}
 	key, err := wire.ParseKey(text)
 	if err != nil {
-		return key, usage("--key: %v", err)
+		return key, usage("%s: %v", from, err)
 	}
 	return key, nil
 }
@@ -205,8 +222,10 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 		return nil, err
 	}
 	cfg.Loop = own.at
-	cfg.Progress, cfg.Update = out.progress, out.update
+	update, saved := out.follow(begun(cfg))
+	cfg.Progress, cfg.Update = out.progress, update
 	res, err := client.Run(ctx, cfg)
+	saved()
 	own.stop(res, cfg.Scenario)
 	if refusal, ok := errors.AsType[*wire.ControlError](err); ok {
 		return res, &exitError{exitInconclusive, refusal.Message}
@@ -215,9 +234,27 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 		return nil, usage("%v", err)
 	}
 	if err != nil {
-		return res, &exitError{exitInconclusive, "stopped before the end; what was measured so far is kept"}
+		return res, stopped()
 	}
 	return res, nil
+}
+
+// stopped is how a command ends that somebody interrupts.
+func stopped() error {
+	return &exitError{exitInconclusive, "stopped before the end; what was measured so far is kept"}
+}
+
+// begun is a result that has only just begun: what a client that is killed
+// before its first finding leaves behind.
+func begun(cfg client.Config) client.Result {
+	role := cfg.Role
+	if role == "" {
+		role = cfg.Scenario.NearRoles()[0]
+	}
+	return client.Result{
+		Schema: client.ResultSchema, Program: cfg.Program, Scenario: cfg.Scenario.Name, Version: cfg.Scenario.Version, Role: role,
+		Family: familyOf(cfg.Reflector), Reflector: cfg.Reflector, Started: time.Now(),
+	}
 }
 
 // verdictStatus is what the exit status says of results.
@@ -245,9 +282,13 @@ func verdictStatus(results []*client.Result) error {
 // such as a path within the LAN without a second machine, says nothing against
 // the rest; silence does, and so does a run that can tell of nothing at all.
 func outcomeStatus(r *client.Result) int {
-	known, broken := 0, false
+	required, known, broken := 0, 0, false
 	for _, o := range r.Outcomes {
-		if o.Optional || o.Unknown {
+		if o.Optional {
+			continue
+		}
+		required++
+		if o.Unknown {
 			continue
 		}
 		known++
@@ -255,7 +296,7 @@ func outcomeStatus(r *client.Result) int {
 	}
 	silent := slices.ContainsFunc(r.Findings, func(f client.Finding) bool { return f.Verdict == client.Silent })
 	switch {
-	case silent || known == 0:
+	case silent || required > 0 && known == 0:
 		return exitInconclusive
 	case broken:
 		return exitBroken

@@ -43,7 +43,8 @@ func scenarioCommand() *cli.Command {
 				Description: "All built-in scenarios together, unless some are named. These are also the ports to\n" +
 					"open in a cloud's firewall in front of the reflector.",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "format", Value: "text", Usage: "`FORMAT`: text or json"}}},
-			{Name: "schema", Usage: "the JSON Schema of scenario files, for editors", Action: scenarioSchema},
+			{Name: "schema", Usage: "the JSON Schema of scenario files, for editors", Action: scenarioSchema,
+				Description: "Editors with a YAML language server complete and check scenario files by it."},
 		},
 		Action: func(c *cli.Context) error {
 			if c.Args().Present() {
