@@ -58,7 +58,7 @@ func walk(w scenarios.Way, findings []Finding) Way {
 			found = true
 			switch {
 			case survives(f):
-			case f.Verdict == Unmeasured || f.Verdict == Silent:
+			case unknown(f):
 				res.Unknown = true
 				res.Stopped = append(res.Stopped, fmt.Sprintf("%s %s", ref, f.Verdict))
 			default:
@@ -74,6 +74,22 @@ func walk(w scenarios.Way, findings []Finding) Way {
 	res.Unknown = res.Unknown && !blocked
 	res.Works = !blocked && !res.Unknown
 	return res
+}
+
+// unknown tells whether what does not pass could only not be measured.
+func unknown(f *Finding) bool {
+	unsure := func(v Verdict) bool { return v == Unmeasured || v == Silent }
+	if f.Verdict != Partial {
+		return unsure(f.Verdict)
+	}
+	doubt := false
+	for _, p := range f.Parts {
+		doubt = doubt || unsure(p.Verdict)
+		if !p.Verdict.Passes() && !unsure(p.Verdict) {
+			return false
+		}
+	}
+	return doubt
 }
 
 // half of a range must be open for an application that draws one port at

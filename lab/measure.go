@@ -252,6 +252,9 @@ func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role strin
 	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
 	var out, complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &complaints
+	// A client that is interrupted tells what it has measured so far.
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
+	cmd.WaitDelay = 3 * time.Second
 	err := host.Run(cmd)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -27,6 +27,7 @@ type Config struct {
 	Key          wire.Key
 	Addrs        []netip.Addr // to listen on; empty is every address, IPv4 and IPv6
 	TCP, UDP     scenarios.PortSet
+	First        steer.Ports // bound before the others where not all can be
 	Mode         steer.Mode
 	AllowUnbound bool
 	Inward       bool      // probe a session's own address when it asks
@@ -71,7 +72,7 @@ func Listen(cfg Config) (*Reflector, error) {
 	if err != nil {
 		return nil, err
 	}
-	set, err := steer.Listen(steer.Config{Addrs: cfg.Addrs, TCP: cfg.TCP, UDP: cfg.UDP, Mode: cfg.Mode, AllowUnbound: cfg.AllowUnbound})
+	set, err := steer.Listen(steer.Config{Addrs: cfg.Addrs, TCP: cfg.TCP, UDP: cfg.UDP, First: cfg.First, Mode: cfg.Mode, AllowUnbound: cfg.AllowUnbound})
 	if err != nil {
 		return nil, err
 	}

@@ -50,10 +50,23 @@ func (s *Scenario) NearRoles() []string {
 // Ports returns the destination ports of all paths that can be probed, by
 // transport: what a reflector must serve.
 func Ports(list ...*Scenario) (tcp, udp PortSet) {
+	return ports(func(PortSet) bool { return true }, list)
+}
+
+// narrow is the number of ports below which a path does not count as a range.
+const narrow = 64
+
+// NarrowPorts is like Ports, without those of ranges: where a reflector cannot
+// serve all, these matter more.
+func NarrowPorts(list ...*Scenario) (tcp, udp PortSet) {
+	return ports(func(s PortSet) bool { return s.Len() < narrow }, list)
+}
+
+func ports(want func(PortSet) bool, list []*Scenario) (tcp, udp PortSet) {
 	sets := map[Transport][]PortSet{}
 	for _, s := range list {
 		for _, p := range s.Paths {
-			if p.Unmeasured != "" {
+			if p.Unmeasured != "" || !want(p.Ports) {
 				continue
 			}
 			for _, t := range p.Transport {

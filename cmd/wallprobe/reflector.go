@@ -108,6 +108,7 @@ func reflectorConfig(c *cli.Context) (reflector.Config, error) {
 		return cfg, err
 	}
 	cfg.TCP, cfg.UDP = scenarios.Ports(list...)
+	cfg.First.TCP, cfg.First.UDP = scenarios.NarrowPorts(list...)
 	for _, text := range c.StringSlice("except") {
 		t, ports, ok := strings.Cut(text, "/")
 		set, err := scenarios.ParsePortSet(ports)

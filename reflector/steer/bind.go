@@ -134,23 +134,29 @@ type portKey struct {
 	port      uint16
 }
 
-// fit lists the ports for which budget suffices at cost descriptors each,
-// short ranges first so that as many ranges as possible are whole, and records
-// the others as failures.
-func fit(tcp, udp scenarios.PortSet, cost, budget int, failed *failures) []portKey {
+// fit lists the ports for which budget suffices at cost descriptors each, and
+// records the others as failures. The ports of first come first; then short
+// ranges, so that as many ranges as possible are whole.
+func fit(want, first Ports, cost, budget int, failed *failures) []portKey {
 	type part struct {
 		transport scenarios.Transport
 		scenarios.PortRange
+		later int
 	}
 	var parts []part
-	for _, r := range tcp {
-		parts = append(parts, part{scenarios.TCP, r})
+	add := func(t scenarios.Transport, want, first scenarios.PortSet) {
+		rest := want.Without(first)
+		for _, r := range want.Without(rest) {
+			parts = append(parts, part{t, r, 0})
+		}
+		for _, r := range rest {
+			parts = append(parts, part{t, r, 1})
+		}
 	}
-	for _, r := range udp {
-		parts = append(parts, part{scenarios.UDP, r})
-	}
+	add(scenarios.TCP, want.TCP, first.TCP)
+	add(scenarios.UDP, want.UDP, first.UDP)
 	slices.SortStableFunc(parts, func(a, b part) int {
-		return cmp.Compare(a.Last-a.First, b.Last-b.First)
+		return cmp.Or(a.later-b.later, cmp.Compare(a.Last-a.First, b.Last-b.First))
 	})
 	var keys []portKey
 	for _, p := range parts {
@@ -195,17 +201,8 @@ func (m *portMap) ports() scenarios.PortSet {
 	return out
 }
 
-// without returns a less b.
-func without(a, b scenarios.PortSet) scenarios.PortSet {
-	m := newPortMap(a)
-	for p := range b.All {
-		m[p>>3] &^= 1 << (p & 7)
-	}
-	return m.ports()
-}
-
 // both returns what a and b share.
-func both(a, b scenarios.PortSet) scenarios.PortSet { return without(a, without(a, b)) }
+func both(a, b scenarios.PortSet) scenarios.PortSet { return a.Without(a.Without(b)) }
 
 // listenAddrs completes and checks the addresses of a Config: an unspecified
 // address takes the place of all others of its family.

@@ -90,7 +90,7 @@ func modes(cfg Config) []Mode {
 	switch {
 	case cfg.Mode != Auto:
 		return []Mode{cfg.Mode}
-	case hasWide(cfg.TCP) || hasWide(without(cfg.UDP, cfg.Reserved)):
+	case hasWide(cfg.TCP) || hasWide(cfg.UDP.Without(cfg.Reserved)):
 		return []Mode{BPF, TPROXY, Sockets}
 	}
 	return []Mode{Sockets}
@@ -122,7 +122,7 @@ func hasIPv6() bool {
 func (s *Set) listen(cfg Config, m Mode) error {
 	var failed failures
 	failed.add(scenarios.UDP, both(cfg.UDP, cfg.Reserved), ErrReserved)
-	tcp, udp := scenarios.Union(cfg.TCP), without(cfg.UDP, cfg.Reserved)
+	tcp, udp := scenarios.Union(cfg.TCP), cfg.UDP.Without(cfg.Reserved)
 	var err error
 	switch m {
 	case BPF, TPROXY:
@@ -210,7 +210,7 @@ func (s *Set) untaken(t scenarios.Transport, ports scenarios.PortSet, failed *fa
 		return nil, err
 	}
 	failed.add(t, both(ports, taken), unix.EADDRINUSE)
-	return without(ports, taken), nil
+	return ports.Without(taken), nil
 }
 
 // prepare finds out whether a mechanism works, and returns what starts it.
@@ -251,7 +251,7 @@ func (s *Set) bindEach(cfg Config, tcp, udp scenarios.PortSet, failed *failures)
 	budget := limit - max(256, limit/10)
 	bound := map[scenarios.Transport]*portMap{scenarios.TCP: {}, scenarios.UDP: {}}
 	s.own = make(map[netip.AddrPort]int)
-	for _, k := range fit(tcp, udp, len(s.addrs), budget, failed) {
+	for _, k := range fit(Ports{tcp, udp}, cfg.First, len(s.addrs), budget, failed) {
 		if err := s.bindPort(k); err != nil {
 			failed.add(k.transport, scenarios.PortSet{{First: k.port, Last: k.port}}, err)
 			continue

@@ -52,7 +52,7 @@ func Listen(cfg Config) (*Set, error) {
 	var failed failures
 	failed.add(scenarios.UDP, both(cfg.UDP, cfg.Reserved), ErrReserved)
 	bound := map[scenarios.Transport]*portMap{scenarios.TCP: {}, scenarios.UDP: {}}
-	for _, k := range fit(scenarios.Union(cfg.TCP), without(cfg.UDP, cfg.Reserved), len(addrs), descriptorBudget, &failed) {
+	for _, k := range fit(Ports{scenarios.Union(cfg.TCP), cfg.UDP.Without(cfg.Reserved)}, cfg.First, len(addrs), descriptorBudget, &failed) {
 		if err := s.bindPort(k, addrs); err != nil {
 			failed.add(k.transport, scenarios.PortSet{{First: k.port, Last: k.port}}, err)
 			continue

@@ -42,6 +42,9 @@ type Config struct {
 
 	TCP, UDP scenarios.PortSet
 
+	// First are bound before the others where not all can be.
+	First Ports
+
 	// Reserved are UDP ports that others will bind later, relays for
 	// instance: they are neither steered nor served. Under BPF a socket bound
 	// later to a steered port gets nothing unless it is connected; under
@@ -52,6 +55,9 @@ type Config struct {
 	AllowUnbound bool // go on without the ports that cannot be bound
 	MaxConns     int  // TCP connections at once; 0 is DefaultMaxConns, cut to what the descriptor limit leaves
 }
+
+// Ports are the ports of both transports.
+type Ports struct{ TCP, UDP scenarios.PortSet }
 
 // A Mode is a mechanism to listen on many ports.
 type Mode int

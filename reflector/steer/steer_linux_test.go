@@ -105,7 +105,7 @@ func (w *world) ask(a netip.Addr, set scenarios.PortSet, rounds int) scenarios.P
 			}
 		}
 		w.answers(c, a, buf, &heard, waiting)
-		if set = without(set, heard.ports()); len(set) == 0 {
+		if set = set.Without(heard.ports()); len(set) == 0 {
 			return nil
 		}
 	}

@@ -61,7 +61,7 @@ func TestShortRangesComeFirstWhenDescriptorsAreFew(t *testing.T) {
 		return set
 	}
 	var failed failures
-	keys := fit(parse("100-200,443"), parse("53,65530-65535"), 2, 19, &failed)
+	keys := fit(Ports{parse("100-200,443"), parse("53,65530-65535")}, Ports{}, 2, 19, &failed)
 	served := map[scenarios.Transport]*portMap{scenarios.TCP: {}, scenarios.UDP: {}}
 	for _, k := range keys {
 		served[k.transport].set(k.port)
@@ -76,6 +76,19 @@ func TestShortRangesComeFirstWhenDescriptorsAreFew(t *testing.T) {
 	}
 	if len(failed.fatal()) > 0 {
 		t.Error("too few descriptors must not stop the start")
+	}
+}
+
+func TestNamedPortsComeFirstWhenDescriptorsAreFew(t *testing.T) {
+	udp := scenarios.PortSet{{First: 1, Last: 65535}}
+	first := scenarios.PortSet{{First: 53, Last: 53}, {First: 3478, Last: 3479}}
+	var failed failures
+	var got scenarios.PortSet
+	for _, k := range fit(Ports{UDP: udp}, Ports{UDP: first}, 1, 5, &failed) {
+		got = scenarios.Union(got, scenarios.PortSet{{First: k.port, Last: k.port}})
+	}
+	if want := "1-2,53,3478-3479"; got.String() != want {
+		t.Errorf("bound %s, want %s", got, want)
 	}
 }
 
