@@ -76,7 +76,7 @@ func (e *portEvidence) brokenTLS() string {
 	if strings.Contains(o.Fault, prefix) {
 		return fmt.Sprintf("bytes of the TLS stream changed on the way (stage %s): %s", o.Stage, o.Fault)
 	}
-	for _, ev := range slices.Concat(e.events, e.strays) {
+	for _, ev := range e.own() {
 		if ev.TLS != nil && strings.Contains(ev.Fault, prefix) {
 			return fmt.Sprintf("bytes of the TLS stream changed on the way (at the reflector, stage %s): %s", ev.Stage, ev.Fault)
 		}
@@ -116,7 +116,7 @@ func (e *portEvidence) cutWhy() string {
 // farWhy says what the reflector met meanwhile.
 func (e *portEvidence) farWhy() string {
 	underWay := false
-	for _, ev := range slices.Concat(e.events, e.strays) {
+	for _, ev := range e.own() {
 		if ev.Fault != "" {
 			return fmt.Sprintf("; at the reflector, stage %s: %s", ev.Stage, ended(ev.Fault))
 		}

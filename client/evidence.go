@@ -159,6 +159,16 @@ func (e *portEvidence) count() (seen, answered int) {
 	return 0, 0
 }
 
+// own are the events that tell of the probe's connection: those that name it
+// or, when none does, whatever came without a name. Control may have tried the
+// port as well.
+func (e *portEvidence) own() []wire.Event {
+	if len(e.events) > 0 {
+		return e.events
+	}
+	return e.strays
+}
+
 // alteredThere finds an arrival that was the probe's once and did not verify,
 // or nil. What names the probe is preferred to what can no longer be read.
 func (e *portEvidence) alteredThere(probe uint32) *wire.Event {

@@ -283,7 +283,7 @@ func (o *Observation) stream(res protocol.Result) {
 		o.Detail = res.Err.Error()
 	}
 	if res.Fault == "" {
-		o.Answered, o.Seconds, o.Detail = o.Sent, 0, ""
+		o.Answered, o.Seconds, o.Detail = 1, 0, "" // of all that were begun, one carries the exchange
 		if res.RTT > 0 {
 			o.RTT = ms(res.RTT)
 		}

@@ -209,7 +209,7 @@ func (r *runner) stunStream(ctx context.Context, p Probe, c net.Conn, o *Observa
 	} else {
 		o.Detail = "mapped to " + o.Seen.String()
 	}
-	o.Stage, o.Answered = protocol.StageDone, o.Sent
+	o.Stage, o.Answered = protocol.StageDone, 1
 }
 
 // bindStream is a Binding over a stream: messages follow each other without

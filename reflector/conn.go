@@ -30,6 +30,9 @@ func (r *Reflector) Conn(c net.Conn) {
 	}
 	defer r.conns.leave(from.Addr())
 	for _, e := range r.stream(r.ctx, c, true) {
+		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
+			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
+		}
 		r.note(e)
 	}
 }

@@ -1,0 +1,313 @@
+package lab_test
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// truthTimeout is the client's longest single wait: long enough for a busy
+// machine with 2 cores, and all that silence costs.
+const truthTimeout = 600 * time.Millisecond
+
+// A row is one fault and what must be found on every path.
+type row struct {
+	name      string
+	scenario  string // file of testdata/truth; "" is single
+	family    string // "ipv4" or "ipv6" alone; "" is each in a world of its own
+	rules     string // the firewall's file
+	config    lab.Config
+	sysctl    map[string]string // of the firewall
+	reflector []string          // flags
+	boxes     func(*scene)
+	want      map[string]fact
+}
+
+// A fact is what is demanded of one path; fields left empty are not.
+type fact struct {
+	Verdict  client.Verdict
+	Why      string // a part of it
+	Ports    string // verdicts of a range's parts
+	Near     string // stage and fault at the client
+	ICMP     string // type/code, name and sender
+	Attempts string // sent/seen/answered
+	Received string // bytes in the stage that failed
+	Far      string // how the probe ended at the reflector: stage and fault
+	Counted  string // by the firewall's rule for the path: "as sent", "as seen", "some"
+}
+
+// all demands the same of several paths.
+func all(f fact, paths ...string) map[string]fact {
+	m := make(map[string]fact)
+	for _, id := range paths {
+		m[id] = f
+	}
+	return m
+}
+
+// join makes one map of several.
+func join(parts ...map[string]fact) map[string]fact {
+	m := make(map[string]fact)
+	for _, p := range parts {
+		maps.Copy(m, p)
+	}
+	return m
+}
+
+func TestVerdictsNameTheInjectedFault(t *testing.T) {
+	lab.NeedLab(t)
+	program := programFor(t)
+	t.Run("rows", func(t *testing.T) {
+		for _, r := range table(t) {
+			for _, family := range r.families() {
+				t.Run(r.name+"/"+family, func(t *testing.T) {
+					t.Parallel()
+					res := r.play(t, program, family)
+					if diff := r.mismatch(res); diff != "" {
+						t.Errorf("(-want +got):\n%s", diff)
+						r.explain(t, res)
+					}
+				})
+			}
+		}
+	})
+	t.Run("control has no way", func(t *testing.T) { silentRows(t, program) })
+	t.Run("the table goes red", func(t *testing.T) { redRows(t, program) })
+}
+
+func (r *row) families() []string {
+	if r.family != "" {
+		return []string{r.family}
+	}
+	return []string{"ipv4", "ipv6"}
+}
+
+// programFor builds wallprobe itself.
+func programFor(t *testing.T) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "wallprobe")
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", name, "github.com/wallprobe/wallprobe/cmd/wallprobe")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, text)
+	}
+	return name
+}
+
+func (r *row) load(t testing.TB) *scenarios.Scenario {
+	t.Helper()
+	file := "single"
+	if r.scenario != "" {
+		file = r.scenario
+	}
+	path, err := filepath.Abs("../testdata/truth/" + file + ".yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := scenarios.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// play builds the row's world, injects its fault and measures.
+func (r *row) play(t testing.TB, program, family string) *client.Result {
+	t.Helper()
+	w, s := r.stand(t)
+	results, err := w.Measure(t.Context(), r.measurement(s, program, family))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(results) != 1 {
+		t.Fatalf("%d results, want 1", len(results))
+	}
+	return results[0]
+}
+
+func (r *row) measurement(s *scenarios.Scenario, program, family string) lab.Measurement {
+	return lab.Measurement{
+		Scenarios: []*scenarios.Scenario{s}, IPv6: family == "ipv6", Timeout: truthTimeout, Program: program,
+		Reflector: r.reflector, Read: report.ReadJSON,
+	}
+}
+
+// stand builds the world and puts the fault into it.
+func (r *row) stand(t testing.TB) (*lab.World, *scenarios.Scenario) {
+	t.Helper()
+	s := r.load(t)
+	c := lab.ConfigFor([]*scenarios.Scenario{s})
+	c.Firewall = lab.Firewall{Name: r.name, Text: []byte(r.rules)}
+	c.Hosts, c.MTU = append(c.Hosts, r.config.Hosts...), r.config.MTU
+	w := lab.Stand(t, c)
+	for key, value := range r.sysctl {
+		if err := w.Host("firewall").Sysctl(key, value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if r.boxes != nil {
+		r.boxes(&scene{t, w})
+	}
+	return w, s
+}
+
+// mismatch compares what the row demands with what was found. It is empty
+// when they agree.
+func (r *row) mismatch(res *client.Result) string {
+	got := make(map[string]fact)
+	for i := range res.Findings {
+		f := &res.Findings[i]
+		if want, ok := r.want[f.Path]; ok {
+			got[f.Path] = found(res, f).demanded(want)
+		}
+	}
+	return gocmp.Diff(r.want, got)
+}
+
+// wrong lists the paths that the row is wrong about.
+func (r *row) wrong(res *client.Result) []string {
+	var ids []string
+	for i := range res.Findings {
+		f := &res.Findings[i]
+		if want, ok := r.want[f.Path]; ok && found(res, f).demanded(want) != want {
+			ids = append(ids, f.Path)
+		}
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+// without removes the rules with a comment from a firewall's file.
+func without(t testing.TB, rules, comment string) string {
+	t.Helper()
+	var b strings.Builder
+	for line := range strings.Lines(rules) {
+		if !strings.Contains(line, fmt.Sprintf("comment %q", comment)) {
+			b.WriteString(line)
+		}
+	}
+	if b.Len() == len(rules) {
+		t.Fatalf("no rule has the comment %q", comment)
+	}
+	return b.String()
+}
+
+// found is everything about one path.
+func found(res *client.Result, f *client.Finding) fact {
+	o := f.Evidence.Near[0]
+	got := fact{
+		Verdict: f.Verdict, Why: f.Why, Ports: f.Sentence(), Near: strings.TrimSpace(o.Stage + " " + o.Fault),
+		Attempts: fmt.Sprintf("%d/%d/%d", f.Attempts.Sent, f.Attempts.Seen, f.Attempts.Answered),
+		Received: fmt.Sprint(o.Down), Far: farEnd(res.Ledgers[client.WhereFar], f), Counted: counted(res, f),
+	}
+	if o.ICMP != nil {
+		got.ICMP = fmt.Sprintf("%d/%d %s from %s", o.ICMP.Type, o.ICMP.Code, o.ICMP.Name, hostOf(o.ICMP.From))
+	}
+	return got
+}
+
+// demanded leaves out what is not demanded, and of sentences keeps the part that is.
+func (f fact) demanded(want fact) fact {
+	keep := func(got *string, want string) {
+		if want == "" {
+			*got = ""
+		}
+	}
+	keep(&f.Ports, want.Ports)
+	keep(&f.Near, want.Near)
+	keep(&f.ICMP, want.ICMP)
+	keep(&f.Attempts, want.Attempts)
+	keep(&f.Received, want.Received)
+	keep(&f.Far, want.Far)
+	keep(&f.Counted, want.Counted)
+	if want.Counted == "some" && f.Counted != "nothing" {
+		f.Counted = "some"
+	}
+	if strings.Contains(f.Why, want.Why) {
+		f.Why = want.Why
+	}
+	return f
+}
+
+// farEnd says how a path's probe ended at the reflector.
+func farEnd(l *wire.Ledger, f *client.Finding) string {
+	if l == nil {
+		return "no ledger"
+	}
+	var own []wire.Event
+	for _, p := range l.Probes {
+		own = append(own, p.Events...)
+	}
+	if said := told(own, f); said != "" {
+		return said
+	}
+	return cmp.Or(told(l.Strays, f), "nothing") // control may have tried the port as well
+}
+
+// told are the ends of the events that belong to a path.
+func told(events []wire.Event, f *client.Finding) string {
+	var said []string
+	o := f.Evidence.Near[0]
+	for _, e := range events {
+		if e.Transport != f.Transport || !o.Ports.Contains(e.Local.Port()) || e.Probe != 0 && e.Probe != o.Probe {
+			continue
+		}
+		if e.Fault == "" && e.Stage == "tls" {
+			continue // control tried the port as well
+		}
+		if text := strings.TrimSpace(e.Stage + " " + e.Fault); !slices.Contains(said, text) {
+			said = append(said, text)
+		}
+	}
+	return strings.Join(said, ", ")
+}
+
+// counted compares the counters of the rules that are named for the path with
+// what both ends counted. Control may have tried a TCP port once as well.
+func counted(res *client.Result, f *client.Finding) string {
+	packets := 0
+	for _, rule := range res.Firewall.Rules {
+		if strings.Contains(rule.Text, fmt.Sprintf("comment %q", f.Path)) {
+			packets += int(rule.Packets)
+		}
+	}
+	slack := 0
+	if f.Transport == scenarios.TCP {
+		slack = 1
+	}
+	near := func(n int) bool { return n > 0 && packets >= n && packets <= n+slack }
+	switch {
+	case near(f.Attempts.Sent - f.Attempts.Seen):
+		return "as lost"
+	case near(f.Attempts.Seen - f.Attempts.Answered):
+		return "as unanswered"
+	case packets > 0:
+		return fmt.Sprintf("%d packets", packets)
+	}
+	return "nothing"
+}
+
+// explain shows the evidence behind a mismatch.
+func (r *row) explain(t testing.TB, res *client.Result) {
+	t.Helper()
+	t.Logf("control via %q, complete %v, %s", res.Control.Via, res.Complete, res.Why)
+	for i := range res.Findings {
+		f := &res.Findings[i]
+		if _, ok := r.want[f.Path]; ok {
+			t.Logf("%s: %+v", f.Path, found(res, f))
+		}
+	}
+}
