@@ -31,6 +31,7 @@ type farEnd struct {
 	contact      // what is known of control; empty until it is there
 	http    *http.Client
 	delay   time.Duration // round-trip time, when it was known before probing began
+	sweep   sync.Mutex    // held by the one sweep that this end has to answer
 	trying  chan error    // ends when control is there or every port has failed
 }
 

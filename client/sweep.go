@@ -33,8 +33,8 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	base, rate := 0, r.cfg.Rate
 	// Two sweeps at once would take each other's packets for lost; one that
 	// nothing answers, or that only waits, is in nobody's way.
-	r.sweeping.Lock()
-	done := sync.OnceFunc(r.sweeping.Unlock)
+	f.sweep.Lock()
+	done := sync.OnceFunc(f.sweep.Unlock)
 	defer done()
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		u := survey.UDP{
@@ -164,9 +164,9 @@ func (r *runner) sweepWait(w Where) time.Duration {
 
 // sweepTCP connects to every port of a range and exchanges the token.
 func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
-	r.sweeping.Lock()
-	defer r.sweeping.Unlock()
 	f := r.ends[p.Where]
+	f.sweep.Lock()
+	defer f.sweep.Unlock()
 	results := make([]*protocol.Result, 65536)
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		t := survey.TCP{
