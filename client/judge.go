@@ -305,6 +305,10 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 		return Cut, fmt.Sprintf("datagrams of %d bytes vanish, of %d bytes they pass", o.Up, o.Down)
 	case o.Answered > 0 && o.Stage == protocol.StageIdle:
 		return Cut, fmt.Sprintf("after %.3g s of silence the reflector's packet no longer came through", o.Seconds)
+	case o.Answered > 0 && o.Stage == stageTURN && o.Fault == protocol.FaultTimeout:
+		return Cut, "STUN is answered, but the allocation is not"
+	case o.Answered > 0 && o.Stage == stageTURN:
+		return Unmeasured, "the reflector gave no relayed address: " + cmp.Or(o.Detail, o.Fault)
 	case o.Invalid > 0:
 		return e.judgeInvalid()
 	case o.Fault != "" && o.Fault != protocol.FaultTimeout:

@@ -109,29 +109,46 @@ func (r *runner) turnUDP(ctx context.Context, p Probe, port uint16) Observation 
 	}
 	defer c.Close()
 	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port))
-	// The Binding proves this socket's address, so that the reflector may
-	// answer the allocation's first request with more bytes than it has.
-	b := r.binder(p)
-	msg, err := b.request(0)
+	err = r.pay(p, c, to)
 	if err == nil {
-		_, err = c.WriteToUDP(msg, to)
-	}
-	if err == nil {
-		c.SetReadDeadline(time.Now().Add(r.cfg.Timeout))
-		_, err = c.Read(make([]byte, 2048))
-	}
-	if err == nil {
-		c.SetReadDeadline(time.Time{})
 		err = r.allocate(ctx, c, to, &o)
 	}
 	o.allocated(err)
 	return o
 }
 
+// pay sends a Binding from the socket of an allocation: its length pays for the
+// challenge that answers the allocation's first request, which is longer than
+// that, so that the reflector need not be an amplifier.
+func (r *runner) pay(p Probe, c *net.UDPConn, to *net.UDPAddr) error {
+	b := r.binder(p)
+	buf := make([]byte, 2048)
+	var err error
+	for attempt := range tries {
+		var msg []byte
+		if msg, err = b.request(attempt); err != nil {
+			return err
+		}
+		if _, err = c.WriteToUDP(msg, to); err != nil {
+			return err
+		}
+		c.SetReadDeadline(time.Now().Add(r.cfg.Timeout / tries))
+		var n int
+		if n, err = c.Read(buf); err != nil {
+			continue
+		}
+		if _, _, ok := b.check(buf[:n]); ok {
+			return c.SetReadDeadline(time.Time{})
+		}
+		err = protocol.ErrForeign
+	}
+	return err
+}
+
 // allocated ends the stage of the allocation.
 func (o *Observation) allocated(err error) {
 	if err != nil {
-		o.Stage, o.Fault, o.Answered, o.Detail = stageTURN, protocol.FaultOf(err), 0, err.Error()
+		o.Stage, o.Fault, o.Detail = stageTURN, protocol.FaultOf(err), err.Error()
 		return
 	}
 	o.Stage, o.Fault = protocol.StageDone, ""

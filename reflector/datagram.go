@@ -80,7 +80,6 @@ func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
 	if m.Idle > 0 && m.Idle <= protocol.MaxIdle {
 		r.late.schedule(m.Idle, func() { r.sendLate(a, d.Local, d.Remote) })
 	}
-	r.relay.Prove(d.Local, d.Remote)
 	return a, true
 }
 
