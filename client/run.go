@@ -53,9 +53,8 @@ type runner struct {
 	plan Plan
 	ends map[Where]*farEnd
 
-	sweeping sync.Mutex     // one sweep at a time
-	meeting  sync.WaitGroup // attempts at control under way
-	hangUp   context.CancelFunc
+	meeting sync.WaitGroup // attempts at control under way
+	hangUp  context.CancelFunc
 
 	mu       sync.Mutex
 	res      Result
