@@ -23,7 +23,7 @@ func (r *runner) inward(ctx context.Context, p Probe) []Observation {
 	f := r.ends[WhereFar]
 	ports := p.Ports
 	if ports.Len() > maxInward {
-		ports = samples(ports, maxInward-2*len(ports))
+		ports = samples(ports, maxInward-2*len(ports), nil)
 	}
 	obs := make(map[uint16]*Observation)
 	arrived := make(map[uint16]*atomic.Int64)

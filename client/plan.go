@@ -44,7 +44,8 @@ type Probe struct {
 	Addr       netip.Addr
 	ServerName string
 	Ports      scenarios.PortSet
-	LocalPorts scenarios.PortSet // when set, Ports is one port and these are varied
+	LocalPorts scenarios.PortSet     // when set, Ports is one port and these are varied
+	Edges      []scenarios.PortRange // the ranges of the paths that share a sweep: their edges are tried whatever the sample
 	Bytes      int64
 	Datagram   int
 	Idle       time.Duration
@@ -228,11 +229,15 @@ func (b *planner) use(it *Item, p Probe, target string) {
 		ports = p.LocalPorts
 	}
 	p.shape()
+	if p.Sweeps() {
+		p.Edges = ports
+	}
 	for i := range b.probes {
 		q := &b.probes[i]
 		if !q.like(p) {
 			continue
 		}
+		q.Edges = append(q.Edges, p.Edges...)
 		q.Ports = scenarios.Union(q.Ports, p.Ports)
 		q.LocalPorts = scenarios.Union(q.LocalPorts, p.LocalPorts)
 		it.Parts = append(it.Parts, ItemPart{Probe: q.ID, Ports: ports, Target: target})
@@ -264,6 +269,7 @@ func (p *Probe) shape() {
 // sweeps of one address, which become one over the union of their ports.
 func (p Probe) like(o Probe) bool {
 	a, b := p, o
+	a.Edges, b.Edges = nil, nil
 	if a.Sweeps() && b.Sweeps() && (len(a.LocalPorts) > 0) == (len(b.LocalPorts) > 0) {
 		if len(a.LocalPorts) == 0 {
 			a.Ports, b.Ports = nil, nil

@@ -94,14 +94,20 @@ func TestRangesOfOneAddressAreSweptTogether(t *testing.T) {
 	got := planOf(Setting{},
 		path(t, "R-1", scenarios.UDP, "40000-41000"), path(t, "R-2", scenarios.UDP, "40500-42000"), path(t, "R-3", scenarios.UDP, "50000-50063"),
 		path(t, "S-1", scenarios.UDP, "50000-50062"), path(t, "T-1", scenarios.TCP, "40000-41000"), local, local2, other)
-	sweep := func(id uint32, tr scenarios.Transport, speak, set, own string) Probe {
-		return Probe{ID: id, Where: WhereFar, Transport: tr, Speak: speak, Addr: farAddr, Ports: ports(t, set), LocalPorts: ports(t, own)}
+	sweep := func(id uint32, tr scenarios.Transport, speak, set, own string, edges ...string) Probe {
+		p := Probe{ID: id, Where: WhereFar, Transport: tr, Speak: speak, Addr: farAddr, Ports: ports(t, set), LocalPorts: ports(t, own)}
+		for _, e := range edges {
+			p.Edges = append(p.Edges, ports(t, e)...)
+		}
+		return p
 	}
 	single := sweep(2, scenarios.UDP, "datagram", "50000-50062", "")
 	single.Datagram = DefaultDatagram
 	want := []Probe{
-		sweep(1, scenarios.UDP, "datagram", "40000-42000,50000-50063", ""), single, sweep(3, scenarios.TCP, "plain", "40000-41000", ""),
-		sweep(4, scenarios.UDP, "datagram", "3478", "50000-50200"), sweep(5, scenarios.UDP, "datagram", "3479", "50000-50100"),
+		sweep(1, scenarios.UDP, "datagram", "40000-42000,50000-50063", "", "40000-41000", "40500-42000", "50000-50063"), single,
+		sweep(3, scenarios.TCP, "plain", "40000-41000", "", "40000-41000"),
+		sweep(4, scenarios.UDP, "datagram", "3478", "50000-50200", "50000-50100", "50050-50200"),
+		sweep(5, scenarios.UDP, "datagram", "3479", "50000-50100", "50000-50100"),
 	}
 	if diff := cmp.Diff(want, got.Probes, same); diff != "" {
 		t.Errorf("probes (-want +got):\n%s", diff)

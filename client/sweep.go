@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -226,7 +227,7 @@ func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, a
 		try(ports)
 		return got, nil
 	}
-	next := samples(ports, sample)
+	next := samples(ports, sample, p.Edges)
 	for len(next) > 0 && ctx.Err() == nil {
 		try(next)
 		next = between(ports, got)
@@ -240,14 +241,15 @@ func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, a
 	return got, probed
 }
 
-// samples are the edges of every range and n ports spread evenly over all.
-func samples(ports scenarios.PortSet, n int) scenarios.PortSet {
+// samples are the edges of every range, those of the ranges named besides, and n
+// ports spread evenly over all.
+func samples(ports scenarios.PortSet, n int, edges []scenarios.PortRange) scenarios.PortSet {
 	var all []uint16
 	for port := range ports.All {
 		all = append(all, port)
 	}
 	pick := make(map[uint16]bool)
-	for _, rg := range ports {
+	for _, rg := range slices.Concat(ports, edges) {
 		pick[rg.First], pick[rg.Last] = true, true
 	}
 	for i := range n {

@@ -177,9 +177,16 @@ func TestSamplesHoldEveryEdge(t *testing.T) {
 		"1000-1049,2000-2049": "1000,1025,1049,2000,2025,2049",
 		"65532-65535":         "65532-65535",
 	} {
-		if diff := cmp.Diff(want, samples(ports(t, set), 4).String()); diff != "" {
+		if diff := cmp.Diff(want, samples(ports(t, set), 4, nil).String()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", set, diff)
 		}
+	}
+}
+
+func TestEdgesOfEveryPathOfASweepAreTried(t *testing.T) {
+	edges := ports(t, "1030-1040")
+	if diff := cmp.Diff("1000,1025,1030,1040,1050,1075,1099", samples(ports(t, "1000-1099"), 4, edges).String()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 
