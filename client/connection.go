@@ -40,6 +40,9 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	if _, why := e.certificate(); why != "" {
 		return Altered, why
 	}
+	if changed, _ := e.rewritten(); changed != "" {
+		return Altered, changed
+	}
 	reached := e.arrived()
 	switch {
 	case e.ledger && !reached:

@@ -62,6 +62,7 @@ type portEvidence struct {
 	near      *Observation
 	transport scenarios.Transport
 	maxLoss   float64
+	speak     string // the protocol's name
 	ledger    bool
 	witness   bool   // SYNs are seen below the sockets
 	missed    uint64 // SYNs that the witness lost meanwhile

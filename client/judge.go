@@ -157,7 +157,7 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 	var c conclusion
 	judge := func(port uint16) (seen int) {
 		e := v.at(o, f.Transport, port)
-		e.maxLoss = cmp.Or(f.MaxLoss, defaultLoss)
+		e.maxLoss, e.speak = cmp.Or(f.MaxLoss, defaultLoss), cmp.Or(f.Spoken, f.Protocol)
 		c = e.conclude(known)
 		seen, _ = e.count()
 		return seen
@@ -261,6 +261,13 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 	same, why := e.certificate()
 	if why != "" {
 		return Altered, why
+	}
+	changed, helped := e.rewritten()
+	switch {
+	case changed != "":
+		return Altered, changed
+	case helped != "":
+		return Open, "rewritten by a helper on the way: " + helped
 	}
 	if o.Sent >= lossFrom {
 		if loss := 1 - float64(o.Answered)/float64(o.Sent); loss > e.maxLoss {

@@ -24,6 +24,7 @@ type Item struct {
 	Transport scenarios.Transport
 	Parts     []ItemPart // the probes that answer it; none when Reason is set
 	Spoken    string     // stand-in for the path's protocol, empty when it is the protocol itself
+	Imitation string     // what of the protocol is not the real thing
 	Reason    string     // why it cannot be measured here
 	Note      string
 }
@@ -40,7 +41,8 @@ type Probe struct {
 	ID         uint32
 	Where      Where
 	Transport  scenarios.Transport
-	Speak      string // protocol.Datagram, protocol.STUN, …, or a stream protocol's name
+	Speak      string // protocol.Datagram, protocol.STUN, …, or a protocol's name
+	Variant    string // one of the protocol's, where it has some
 	Addr       netip.Addr
 	ServerName string
 	Ports      scenarios.PortSet
@@ -112,8 +114,15 @@ type planner struct {
 func (b *planner) add(p scenarios.Path, t scenarios.Transport) {
 	it := Item{Path: p, Transport: t}
 	speak, own := protocol.For(p.Protocol, t)
-	if !own {
+	known := protocol.Named(speak)
+	switch {
+	case !own:
 		it.Spoken = speak
+	case known != nil:
+		it.Imitation = known.Imitation
+	}
+	if known != nil && len(known.Variants) > 0 && it.Path.Pick == "" {
+		it.Path.Pick = scenarios.PickAny // an application that has several ways takes one that works
 	}
 	where, addr, reason := b.far(p)
 	switch {
@@ -224,6 +233,13 @@ func (b *planner) resolve(name string) (netip.Addr, bool) {
 
 // use gives the item a probe that answers it, an existing one where that does.
 func (b *planner) use(it *Item, p Probe, target string) {
+	if known := protocol.Named(p.Speak); known != nil && len(known.Variants) > 0 && p.Variant == "" {
+		for _, v := range known.Variants {
+			p.Variant = v
+			b.use(it, p, strings.TrimSpace(target+" "+v))
+		}
+		return
+	}
 	ports := p.Ports
 	if len(p.LocalPorts) > 0 {
 		ports = p.LocalPorts
@@ -256,7 +272,7 @@ func (p Probe) Sweeps() bool { return p.Ports.Len() >= wide || len(p.LocalPorts)
 func (p *Probe) shape() {
 	switch {
 	case p.Sweeps():
-		p.Bytes, p.Datagram, p.Idle, p.MaxLoss, p.ServerName = 0, 0, 0, 0, ""
+		p.Bytes, p.Datagram, p.Idle, p.MaxLoss, p.ServerName, p.Variant = 0, 0, 0, 0, "", ""
 		p.Speak, _ = protocol.For("", p.Transport)
 	case p.Transport == scenarios.TCP:
 		p.Datagram, p.MaxLoss = 0, 0

@@ -54,8 +54,10 @@ func (r *runner) one(ctx context.Context, p Probe, port uint16) Observation {
 		return r.stunUDP(ctx, p, port)
 	case p.Speak == protocol.TURN && p.Transport == scenarios.UDP:
 		return r.turnUDP(ctx, p, port)
-	case p.Transport == scenarios.UDP:
+	case p.Speak == protocol.Datagram:
 		return r.datagrams(ctx, p, port)
+	case p.Transport == scenarios.UDP:
+		return r.packets(ctx, p, port)
 	}
 	return r.stream(ctx, p, port)
 }
@@ -264,12 +266,30 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 		r.stunStream(ctx, p, c, &o)
 		return o
 	}
+	o.stream(protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, r.exchange(p, port)))
+	return o
+}
+
+// exchange is what a probe does with one port.
+func (r *runner) exchange(p Probe, port uint16) protocol.Exchange {
 	f := r.ends[p.Where]
-	res := protocol.Stream(p.Speak).Probe(ctx, c, protocol.Exchange{
-		Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, ServerName: p.ServerName,
+	return protocol.Exchange{
+		Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, ServerName: p.ServerName, Variant: p.Variant,
 		Bytes: uint32(p.Bytes), Idle: p.Idle, Stall: r.cfg.Timeout, Now: time.Now,
-	})
-	o.stream(res)
+	}
+}
+
+// packets runs the exchange of a protocol over UDP.
+func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.observe(p, port)
+	o.Stage = protocol.StageToken
+	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(ownPort()), net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
+	if err != nil {
+		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		return o
+	}
+	defer c.Close()
+	o.stream(protocol.On(p.Speak, scenarios.UDP).Probe(ctx, c, r.exchange(p, port)))
 	return o
 }
 
@@ -278,12 +298,15 @@ func (o *Observation) stream(res protocol.Result) {
 	o.Stage, o.Fault, o.Up, o.Down, o.TLS = res.Stage, res.Fault, res.Up, res.Down, res.TLS
 	o.Seconds = res.Took.Seconds()
 	o.Sample = hex.EncodeToString(res.Sample[:min(len(res.Sample), 64)])
-	o.Seen = res.Seen.Seen
+	o.Seen, o.Said, o.Detail, o.Rate, o.Pause = res.Seen.Seen, res.Said, res.Detail, res.Rate, res.Pause.Seconds()
 	if res.Err != nil {
 		o.Detail = res.Err.Error()
 	}
+	if res.Sent > 0 {
+		o.Sent, o.Answered = res.Sent, res.Heard
+	}
 	if res.Fault == "" {
-		o.Answered, o.Seconds, o.Detail = 1, 0, "" // of all that were begun, one carries the exchange
+		o.Answered, o.Seconds, o.Detail = max(o.Answered, 1), 0, res.Detail // of all that were begun, one carries the exchange
 		if res.RTT > 0 {
 			o.RTT = ms(res.RTT)
 		}

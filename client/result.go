@@ -104,7 +104,8 @@ type Finding struct {
 	Ports      scenarios.PortSet   `json:"ports,omitempty"`
 	LocalPorts scenarios.PortSet   `json:"localPorts,omitempty"`
 	Protocol   string              `json:"protocol,omitempty"`
-	Spoken     string              `json:"spoken,omitempty"` // what was sent in the protocol's stead
+	Spoken     string              `json:"spoken,omitempty"`    // what was sent in the protocol's stead
+	Imitation  string              `json:"imitation,omitempty"` // what of the protocol is not the real thing
 	Verdict    Verdict             `json:"verdict"`
 	Attempts   *Attempts           `json:"attempts,omitempty"`
 	RTT        float64             `json:"rtt_ms,omitempty"`
@@ -160,6 +161,9 @@ type Observation struct {
 	Seconds  float64           `json:"seconds,omitempty"` // until the fault
 	RTT      float64           `json:"rtt_ms,omitempty"`
 	TLS      *wire.TLSSeen     `json:"tls,omitempty"`
+	Said     *wire.Said        `json:"said,omitempty"`    // the dialogue, where there is one in text
+	Rate     float64           `json:"rate,omitempty"`    // of the data phase, bytes per second in the slower direction
+	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came, seconds
 	Sample   string            `json:"sample,omitempty"`  // hexadecimal, of an answer that is not ours
 	Detail   string            `json:"detail,omitempty"`  // an error's text, a relayed address
 	Seen     netip.AddrPort    `json:"seen,omitzero"`     // own address as the reflector saw it

@@ -282,7 +282,7 @@ func findings(p Plan, seen map[uint32][]Observation) []Finding {
 	for _, it := range p.Items {
 		f := Finding{
 			Path: it.Path.ID, Title: it.Path.Title, Need: it.Path.Need, Direction: it.Path.Direction, Transport: it.Transport,
-			Ports: it.Path.Ports, LocalPorts: it.Path.LocalPorts, Protocol: it.Path.Protocol, Spoken: it.Spoken,
+			Ports: it.Path.Ports, LocalPorts: it.Path.LocalPorts, Protocol: it.Path.Protocol, Spoken: it.Spoken, Imitation: it.Imitation,
 			Pick: it.Path.Pick, MaxLoss: it.Path.MaxLoss, Note: it.Note, Verdict: Unmeasured, Why: it.Reason,
 		}
 		for _, part := range it.Parts {

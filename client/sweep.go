@@ -174,7 +174,7 @@ func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
 			Target: p.Addr, Ports: ports, Timeout: r.cfg.Timeout / 3, Attempts: tries, Rate: r.cfg.Rate, RTT: r.rtt(p.Where), Limit: r.cfg.Timeout,
 			Progress: func(done, _ int) { progress(done) },
 			Exchange: func(ctx context.Context, c net.Conn, port uint16) error {
-				res := protocol.Stream(p.Speak).Probe(ctx, c, protocol.Exchange{
+				res := protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, protocol.Exchange{
 					Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, Stall: r.cfg.Timeout, Now: time.Now,
 				})
 				results[port] = &res

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bufio"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -30,8 +31,9 @@ var farClock = time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
 
 // testFar is a reflector with one session.
 type testFar struct {
-	keys wire.Keys
-	cert *tls.Certificate
+	keys  wire.Keys
+	cert  *tls.Certificate
+	inner *Protocol // what greets inside TLS
 }
 
 func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
@@ -41,7 +43,59 @@ func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) 
 
 func (f *testFar) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.cert, nil }
 
-func (f *testFar) Inner(ctx context.Context, c net.Conn) []wire.Event { return servePlain(ctx, c, f) }
+// Inner does what the reflector does inside TLS.
+func (f *testFar) Inner(ctx context.Context, c net.Conn) []wire.Event {
+	if f.inner != nil {
+		return f.inner.TCP.Serve(ctx, c, f)
+	}
+	return f.claimed(ctx, c, true)
+}
+
+// claimed serves what the first bytes ask for.
+func (f *testFar) claimed(ctx context.Context, c net.Conn, inTLS bool) []wire.Event {
+	s := &sniffed{Conn: c, r: bufio.NewReader(c)}
+	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
+	p := Claim(s.peek, inTLS)
+	stop()
+	if p == nil {
+		e := Arrived(c, farClock)
+		e.Fault = FaultForeign
+		return []wire.Event{e}
+	}
+	return p.TCP.Serve(ctx, s, f)
+}
+
+// serve is what the reflector does with a connection to a port of p.
+func (f *testFar) serve(ctx context.Context, p *Protocol, c net.Conn) []wire.Event {
+	switch {
+	case p.Inside:
+		f.inner = p
+		return serveTLS(ctx, c, f)
+	case p.Greets:
+		return p.TCP.Serve(ctx, c, f)
+	}
+	return f.claimed(ctx, c, false)
+}
+
+// sniffed is a connection whose first bytes were looked at.
+type sniffed struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+func (s *sniffed) Read(b []byte) (int, error) { return s.r.Read(b) }
+
+func (s *sniffed) peek(n int) []byte { b, _ := s.r.Peek(n); return b }
+
+// Listen and Dial are for further connections, over loopback.
+func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
+	return net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
+}
+
+func (f *testFar) Dial(ctx context.Context, _ wire.Message, _, to netip.AddrPort) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "tcp", to.String())
+}
 
 func (f *testFar) Now() time.Time { return farClock }
 
@@ -89,6 +143,18 @@ func pair(t *testing.T) (near, far *net.TCPConn) {
 	return n.(*net.TCPConn), c.(*net.TCPConn)
 }
 
+// A network makes connections for tests.
+type network struct {
+	name string
+	pair func(t *testing.T) (near, far net.Conn)
+}
+
+var (
+	loopback = network{"loopback", func(t *testing.T) (net.Conn, net.Conn) { return pair(t) }}
+	memory   = network{"memory", memoryPair}
+	networks = []network{loopback, memory}
+)
+
 // A box is what stands between the ends. Each direction is given its bytes
 // with their offset and says what goes on; ok is false to break off after that.
 type box struct {
@@ -98,11 +164,14 @@ type box struct {
 
 func pass(_ int64, b []byte) ([]byte, bool) { return b, true }
 
-// flip changes the byte at an offset.
-func flip(at int64) func(int64, []byte) ([]byte, bool) {
+// flip changes the byte at an offset, and says so once it did.
+func flip(at int64, done ...*bool) func(int64, []byte) ([]byte, bool) {
 	return func(offset int64, b []byte) ([]byte, bool) {
 		if i := at - offset; i >= 0 && i < int64(len(b)) {
 			b[i] ^= 0x20
+			for _, d := range done {
+				*d = true
+			}
 		}
 		return b, true
 	}
@@ -163,17 +232,22 @@ func (x box) run(near, far *net.TCPConn) {
 	far.Close()
 }
 
-// play runs both ends of a protocol with a box between them. The first event
-// is what the far end's would begin with.
-func play(t *testing.T, p *Protocol, f *testFar, x Exchange, b box) (Result, wire.Event, []wire.Event) {
+// play runs both ends of a protocol, with a box between them where it does
+// anything. The first event is what the far end's would begin with.
+func play(t *testing.T, over network, p spoken, f *testFar, x Exchange, b box) (Result, wire.Event, []wire.Event) {
 	t.Helper()
-	near, a := pair(t)
-	c, far := pair(t)
-	var events []wire.Event
+	near, far := over.pair(t)
 	var wg sync.WaitGroup
-	wg.Go(func() { events = p.Serve(t.Context(), far, f); far.Close() })
-	wg.Go(func() { b.run(a, c) })
-	res := p.Probe(t.Context(), near, x)
+	if b.up != nil || b.down != nil {
+		n, boxNear := pair(t)
+		boxFar, g := pair(t)
+		near, far = n, g
+		wg.Go(func() { b.run(boxNear, boxFar) })
+	}
+	x.Variant = p.variant
+	var events []wire.Event
+	wg.Go(func() { events = f.serve(t.Context(), p.Protocol, far); far.Close() })
+	res := p.TCP.Probe(t.Context(), near, x)
 	near.Close()
 	wg.Wait()
 	base := wire.Event{Time: farClock, Transport: scenarios.TCP, Remote: addrPort(far.RemoteAddr()), Local: addrPort(far.LocalAddr())}
@@ -186,6 +260,6 @@ func untimed(t *testing.T, r Result) Result {
 	if r.Took <= 0 || r.RTT < 0 || r.RTT > r.Took {
 		t.Errorf("took %v, round trip %v", r.Took, r.RTT)
 	}
-	r.Took, r.RTT = 0, 0
+	r.Took, r.RTT, r.Rate, r.Pause = 0, 0, 0, 0
 	return r
 }

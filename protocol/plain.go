@@ -29,34 +29,51 @@ import (
 const (
 	// farStall is how long the far end waits for a peer that stands still.
 	farStall = 10 * time.Second
-	// MaxBytes and MaxIdle bound what a client may ask for.
-	MaxBytes = 64 << 20
+	// MaxBytes is the most that a message can ask for, MaxIdle what the reflector waits.
+	MaxBytes = 1<<32 - 1
 	MaxIdle  = time.Hour
 )
+
+// plain is wallprobe's own protocol over TCP.
+var plain = &Protocol{
+	Doc:    "wallprobe's own message and data phase over TCP",
+	Claims: func(peek Peek, _ bool) bool { return wire.IsMessage(peek(4)) },
+	TCP:    &Ends{Probe: probePlain, Serve: servePlain},
+}
 
 // probePlain is the near end.
 func probePlain(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	step := r.steps()
+	if step(StageToken, x.token(c, &r)) {
+		x.carry(c, &r, step)
+	}
+	return r
+}
+
+// steps gives the function that notes how a stage ended and tells whether to go on.
+func (r *Result) steps() func(stage string, err error) bool {
 	began := time.Now()
-	step := func(stage string, err error) bool {
+	return func(stage string, err error) bool {
 		r.Stage, r.Err, r.Fault, r.Took = stage, err, faultOf(err), time.Since(began)
 		return err == nil
 	}
-	if !step(StageToken, x.token(c, &r)) {
-		return r
-	}
+}
+
+// carry is what the near end does after its token was answered, unless the
+// protocol has its own ways: the data phase, the silence, the end.
+func (x Exchange) carry(c net.Conn, r *Result, step func(string, error) bool) {
 	if x.Bytes > 0 {
 		var err error
 		r.Up, r.Down, err = swap(c, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall)
 		if !step(StageData, err) {
-			return r
+			return
 		}
 	}
 	if x.Idle > 0 && !step(StageIdle, x.idle(c)) {
-		return r
+		return
 	}
 	step(StageDone, nil)
-	return r
 }
 
 func (x Exchange) message(k wire.Kind) wire.Message {
@@ -224,35 +241,32 @@ func servePlain(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		e.Digest = digest(head)
 		return failed(e, err)
 	}
-	serveVerified(c, far, keys, m, &e)
+	reply := replyTo(m, c.RemoteAddr(), far.Now())
+	if _, err := c.Write(reply.Append(nil, keys)); err != nil {
+		return failed(e, err)
+	}
+	serveCarry(c, keys, reply, &e)
 	return []wire.Event{e}
 }
 
-// serveVerified goes on after the token proved good.
-func serveVerified(c net.Conn, far Far, keys *wire.Keys, m wire.Message, e *wire.Event) {
+// serveCarry is the far end of carry: it goes on after a token was answered.
+func serveCarry(c net.Conn, keys *wire.Keys, reply wire.Message, e *wire.Event) {
 	fail := func(err error) { e.Fault = faultOf(err) }
-	reply := m
-	reply.Kind, reply.Seen, reply.Time = wire.Reply, addrPort(c.RemoteAddr()), far.Now()
-	if _, err := c.Write(reply.Append(nil, keys)); err != nil {
-		fail(err)
-		return
-	}
 	e.Answered = true
-	if m.Bytes > MaxBytes || m.Idle > MaxIdle {
-		fail(fmt.Errorf("asked for %d bytes and %v of idling; at most %d and %v", m.Bytes, m.Idle, MaxBytes, MaxIdle))
+	if reply.Idle > MaxIdle {
+		fail(fmt.Errorf("asked for %v of idling; at most %v", reply.Idle, MaxIdle))
 		return
 	}
-	if m.Bytes > 0 {
+	if reply.Bytes > 0 {
 		e.Stage = StageData
-		done := reply
 		var err error
-		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, m.Probe, m.Attempt}, m.Bytes, done, farStall)
+		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, reply.Probe, reply.Attempt}, reply.Bytes, reply, farStall)
 		if err != nil {
 			fail(err)
 			return
 		}
 	}
-	if m.Idle > 0 {
+	if reply.Idle > 0 {
 		e.Stage = StageIdle
 		if err := serveIdle(c, keys, reply); err != nil {
 			fail(err)

@@ -9,7 +9,10 @@ package protocol
 import (
 	"context"
 	"crypto/tls"
+	"maps"
 	"net"
+	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -18,12 +21,15 @@ import (
 
 // The stages of an exchange, in order. A finding names the last one reached.
 const (
-	StageConnect = "connect" // the TCP handshake
-	StageTLS     = "tls"     // the TLS handshake
-	StageToken   = "token"   // the request with its token, and the answer
-	StageData    = "data"    // bulk data both ways
-	StageIdle    = "idle"    // silence, then a late packet from the far end
-	StageDone    = "done"
+	StageConnect  = "connect"  // the TCP handshake
+	StageBanner   = "banner"   // the far end's greeting
+	StageSTARTTLS = "starttls" // the agreement to go on in TLS
+	StageTLS      = "tls"      // the TLS handshake
+	StageLogin    = "login"    // the token in place of a name and password
+	StageToken    = "token"    // the request with its token, and the answer
+	StageData     = "data"     // bulk data both ways
+	StageIdle     = "idle"     // silence, then a late packet from the far end
+	StageDone     = "done"
 )
 
 // The faults that end a stage early. Any other text is an error nobody classified.
@@ -36,18 +42,50 @@ const (
 	FaultForeign = "foreign" // somebody answered who does not know the key
 )
 
-// A Protocol has both its ends.
+// A Protocol has both its ends, over TCP or UDP or both.
 type Protocol struct {
-	Doc       string // one line: what goes over the wire
-	Transport scenarios.Transport
-	Probe     func(ctx context.Context, c net.Conn, x Exchange) Result // near end; c is connected
-	Serve     func(ctx context.Context, c net.Conn, far Far) []wire.Event
+	Doc       string   // one line: what goes over the wire, and where the token is
+	Imitation string   // what of it is not the real thing, and why; empty when all is
+	Variants  []string // ways in which applications use it, each probed by itself; nil is one
+	Bulk      bool     // carries large transfers
+
+	// The reflector knows a stream by its first bytes, or by its port when the
+	// far end speaks first.
+	Claims func(peek Peek, inTLS bool) bool
+	Greets bool
+	Inside bool // Greets inside TLS: TCP.Serve gets what is spoken inside
+
+	// Harmless tells whether a line that arrived other than it was sent is what
+	// a helper in between is there to do; nil is never.
+	Harmless func(sent, heard string) bool
+
+	TCP, UDP *Ends // nil where it is not spoken
 }
 
-// protocols is the one list. A new protocol is one file and one line here.
-var protocols = map[string]*Protocol{
-	"plain": {Doc: "wallprobe's own message and data phase over TCP", Transport: scenarios.TCP, Probe: probePlain, Serve: servePlain},
-	"tls":   {Doc: "TLS handshake for the path's name, then wallprobe's own message inside", Transport: scenarios.TCP, Probe: probeTLS, Serve: serveTLS},
+// Ends are the two ends of a protocol over one transport.
+type Ends struct {
+	// Probe is the near end; c is connected, over UDP too.
+	Probe func(ctx context.Context, c net.Conn, x Exchange) Result
+	// Serve is the far end of a TCP connection.
+	Serve func(ctx context.Context, c net.Conn, far Far) []wire.Event
+	// Answer is the far end over UDP: the answer to one datagram, which has to be
+	// no longer than it unless its token proved good; nil is none.
+	Answer func(p []byte, from, to netip.AddrPort, far Far) (reply []byte, e wire.Event)
+}
+
+// A Peek looks at the first n bytes of a stream, waiting for them for a while.
+// It gives fewer when no more come.
+type Peek func(n int) []byte
+
+// protocols is the one list. A new protocol is one file and one line here. It is
+// filled in by init because some of its functions look things up in it.
+var protocols map[string]*Protocol
+
+func init() {
+	protocols = map[string]*Protocol{
+		"plain": plain,
+		"tls":   tlsPlain,
+	}
 }
 
 // UDP probes are datagrams, STUN and TURN belong to package relay: they have
@@ -70,7 +108,7 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 	case STUN, TURN, TURNS:
 		return name, true
 	}
-	if p := protocols[name]; p != nil && p.Transport == t {
+	if On(name, t) != nil {
 		return name, true
 	}
 	if t == scenarios.UDP {
@@ -82,8 +120,64 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 	return "plain", name == ""
 }
 
-// Stream gives a TCP protocol by its name, nil when there is none.
-func Stream(name string) *Protocol { return protocols[name] }
+// Named gives a protocol by its name, nil when there is none.
+func Named(name string) *Protocol { return protocols[name] }
+
+// On gives both ends of a protocol over a transport, nil when there are none.
+func On(name string, t scenarios.Transport) *Ends {
+	p := protocols[name]
+	switch {
+	case p == nil:
+		return nil
+	case t == scenarios.UDP:
+		return p.UDP
+	}
+	return p.TCP
+}
+
+// Claim finds the protocol whose stream begins with what peek shows, nil when
+// it is none.
+func Claim(peek Peek, inTLS bool) *Protocol {
+	for _, name := range slices.Sorted(maps.Keys(protocols)) {
+		if p := protocols[name]; p.Claims != nil && p.TCP != nil && p.Claims(peek, inTLS) {
+			return p
+		}
+	}
+	return nil
+}
+
+// A Port is where the far end must know beforehand what is spoken.
+type Port struct {
+	Transport scenarios.Transport
+	Number    uint16
+	Inside    bool // of TLS
+}
+
+// ByPort tells for the ports of scenarios what the far end says or answers there
+// without being told by the first bytes. Where two differ, the first holds.
+func ByPort(list ...*scenarios.Scenario) map[Port]string {
+	m := make(map[Port]string)
+	for _, s := range list {
+		for _, path := range s.Paths {
+			p := protocols[path.Protocol]
+			if p == nil {
+				continue
+			}
+			for _, t := range path.Transport {
+				if t == scenarios.TCP && !p.Greets || t == scenarios.UDP && (p.UDP == nil || p.UDP.Answer == nil) {
+					continue
+				}
+				for n := range path.Ports.All {
+					at := Port{t, n, p.Inside}
+					if _, taken := m[at]; !taken {
+						m[at] = path.Protocol
+					}
+				}
+			}
+		}
+	}
+	return m
+}
 
 // An Exchange is what the near end is to do on a connection.
 type Exchange struct {
@@ -96,7 +190,14 @@ type Exchange struct {
 	Bytes      uint32 // each way
 	Idle       time.Duration
 	Stall      time.Duration // how long a stage may stand still
+	Variant    string        // one of the protocol's, where it has some
 	Now        func() time.Time
+
+	// Dial and Listen make the further connections of protocols that have some,
+	// such as FTP's for data; nil uses the network. Listen is for calls from the
+	// far end.
+	Dial   func(ctx context.Context, to netip.AddrPort) (net.Conn, error)
+	Listen func(at netip.Addr) (net.Listener, error)
 }
 
 // A Result is how far an exchange came, as the near end saw it.
@@ -106,8 +207,14 @@ type Result struct {
 	Err    error         // the error behind Fault, if there was one
 	Up     int64         // bytes of the data phase sent
 	Down   int64         // bytes of the data phase received and unaltered
+	Sent   int           // over UDP: requests sent
+	Heard  int           // over UDP: of which so many were answered and verified
 	RTT    time.Duration // from the token's sending to its answer
 	TLS    *wire.TLSSeen
+	Said   *wire.Said    // the dialogue, where there is one in text
+	Detail string        // what is worth telling beside a good result
+	Rate   float64       // of the data phase, bytes per second in the slower direction; 0 is unknown
+	Pause  time.Duration // the longest in which no byte of the data phase came
 	Sample []byte        // first bytes of an answer that is not ours
 	Seen   wire.Message  // the far end's answer, if it verified
 	Took   time.Duration // until the fault or the end
@@ -123,5 +230,11 @@ type Far interface {
 	Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Inner serves what is spoken inside TLS.
 	Inner(ctx context.Context, c net.Conn) []wire.Event
+	// Listen opens a port of its own on the address that a proven peer came to,
+	// for one further connection.
+	Listen(at netip.Addr) (net.Listener, error)
+	// Dial calls a proven session's own address, from a port if it is not 0. It
+	// fails where the operator does not allow that.
+	Dial(ctx context.Context, m wire.Message, from, to netip.AddrPort) (net.Conn, error)
 	Now() time.Time
 }

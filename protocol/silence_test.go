@@ -30,7 +30,7 @@ func TestSilentFarEndCostsOneStall(t *testing.T) {
 			x := newFar().exchange()
 			x.Stall = 3 * time.Second
 			began := time.Now()
-			got := protocols[name].Probe(t.Context(), near, x)
+			got := protocols[name].TCP.Probe(t.Context(), near, x)
 			if got.Fault != FaultTimeout || time.Since(began) != x.Stall || got.Took != x.Stall {
 				t.Errorf("%s: %+v after %v", name, got, time.Since(began))
 			}
@@ -42,7 +42,7 @@ func TestSilentNearEndIsDropped(t *testing.T) {
 	for name, stage := range map[string]string{"plain": StageToken, "tls": StageTLS} {
 		inBubble(t, func(t *testing.T, near, far net.Conn) {
 			began := time.Now()
-			events := protocols[name].Serve(t.Context(), far, newFar())
+			events := protocols[name].TCP.Serve(t.Context(), far, newFar())
 			want := wire.Event{Time: farClock, Transport: "tcp", Stage: stage, Fault: FaultTimeout}
 			if name == "tls" {
 				want.TLS = &wire.TLSSeen{}
@@ -205,7 +205,7 @@ func TestBrokenSilenceIsToldAtBothEnds(t *testing.T) {
 }
 
 func TestCancelledEndsStopAtOnce(t *testing.T) {
-	for name, p := range protocols {
+	for _, p := range every(t) {
 		synctest.Test(t, func(t *testing.T) {
 			near, nearPeer := net.Pipe()
 			far, farPeer := net.Pipe()
@@ -219,11 +219,11 @@ func TestCancelledEndsStopAtOnce(t *testing.T) {
 			time.AfterFunc(time.Second, cancel)
 			var wg sync.WaitGroup
 			f := newFar()
-			wg.Go(func() { p.Serve(ctx, far, f) })
-			wg.Go(func() { p.Probe(ctx, near, f.exchange()) })
+			wg.Go(func() { p.TCP.Serve(ctx, far, f) })
+			wg.Go(func() { p.TCP.Probe(ctx, near, f.exchange()) })
 			wg.Wait()
 			if d := time.Since(began); d != time.Second {
-				t.Errorf("%s: ended after %v", name, d)
+				t.Errorf("%s: ended after %v", p, d)
 			}
 		})
 	}

@@ -7,41 +7,63 @@ import (
 	"encoding/binary"
 	"errors"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
 )
 
+// tlsPlain is wallprobe's own protocol inside TLS.
+var tlsPlain = &Protocol{
+	Doc:    "TLS handshake for the path's name, then wallprobe's own message inside",
+	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isTLS(peek(2)) },
+	TCP:    &Ends{Probe: probeTLS, Serve: serveTLS},
+}
+
+// isTLS tells a handshake record (RFC 8446 section 5.1).
+func isTLS(b []byte) bool { return len(b) >= 2 && b[0] == 0x16 && b[1] == 3 }
+
 // probeTLS is the near end: a handshake for the path's name, then the plain
-// exchange inside. The certificate is not verified but kept: whether it is the
-// reflector's is a finding, not a reason to stop.
+// exchange inside.
 func probeTLS(ctx context.Context, c net.Conn, x Exchange) Result {
 	began := time.Now()
+	tc, seen, r := x.overTLS(ctx, c)
+	if tc != nil {
+		r = probePlain(ctx, tc, x)
+	}
+	r.TLS, r.Took = seen, time.Since(began)
+	return r
+}
+
+// overTLS shakes hands for the path's name, offering the ALPN names. When that
+// fails, the connection is nil and r says how. The certificate is not verified
+// but kept: whether it is the reflector's is a finding, not a reason to stop.
+func (x Exchange) overTLS(ctx context.Context, c net.Conn, offer ...string) (tc *tls.Conn, seen *wire.TLSSeen, r Result) {
 	rec := &recorder{Conn: c}
-	seen := &wire.TLSSeen{ServerName: x.ServerName}
-	tc := tls.Client(rec, &tls.Config{
+	seen = &wire.TLSSeen{ServerName: x.ServerName, Offered: offer}
+	tc = tls.Client(rec, &tls.Config{
 		ServerName:         x.ServerName,
+		NextProtos:         offer,
 		InsecureSkipVerify: true, // #nosec: every byte inside carries the session's MAC
 		MinVersion:         tls.VersionTLS12,
 	})
+	began := time.Now()
 	hctx, cancel := context.WithTimeout(ctx, x.Stall)
 	defer cancel()
 	err := tc.HandshakeContext(hctx)
 	seen.HelloDigest = digest(firstRecord(rec.sent.Bytes()))
-	if err != nil {
-		if hctx.Err() != nil && ctx.Err() == nil {
-			return Result{Stage: StageTLS, Fault: FaultTimeout, Err: err, TLS: seen, Took: time.Since(began)}
-		}
-		r := Result{Stage: StageTLS, Fault: faultOf(err), Err: err, TLS: seen, Took: time.Since(began)}
-		if no, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-			r.Fault, r.Sample = FaultForeign, no.RecordHeader[:] // who does not speak TLS is not the reflector
-		}
-		return r
+	if err == nil {
+		describe(seen, tc.ConnectionState())
+		return tc, seen, Result{Stage: StageTLS, TLS: seen}
 	}
-	describe(seen, tc.ConnectionState())
-	r := probePlain(ctx, tc, x)
-	r.TLS, r.Took = seen, time.Since(began)
-	return r
+	r = Result{Stage: StageTLS, Fault: faultOf(err), Err: err, TLS: seen, Took: time.Since(began)}
+	if hctx.Err() != nil && ctx.Err() == nil {
+		r.Fault = FaultTimeout
+	}
+	if no, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		r.Fault, r.Sample = FaultForeign, no.RecordHeader[:] // who does not speak TLS is not the reflector
+	}
+	return nil, seen, r
 }
 
 // describe fills in what a finished handshake shows.
@@ -60,31 +82,15 @@ func describe(s *wire.TLSSeen, st tls.ConnectionState) {
 // inside adds its own.
 func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	e := Arrived(c, far.Now())
-	e.Stage, e.TLS = StageTLS, &wire.TLSSeen{}
-	rec := &recorder{Conn: c}
-	tc := tls.Server(rec, &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-			e.TLS.ServerName, e.TLS.Offered = h.ServerName, h.SupportedProtos
-			cert, err := far.Certificate(h)
-			if err == nil {
-				e.TLS.Certificate = digest(cert.Certificate[0])
-			}
-			return cert, err
-		},
-	})
-	hctx, cancel := context.WithTimeout(ctx, farStall)
-	defer cancel()
-	err := tc.HandshakeContext(hctx)
-	e.TLS.HelloDigest = digest(firstRecord(rec.received.Bytes()))
+	e.Stage = StageTLS
+	tc, seen, err := acceptTLS(ctx, c, far)
+	e.TLS = seen
 	if err != nil {
 		return failed(e, err)
 	}
-	st := tc.ConnectionState()
-	e.TLS.Version, e.TLS.ALPN = tls.VersionName(st.Version), st.NegotiatedProtocol
 	inner := far.Inner(ctx, tc)
 	for i := range inner {
-		inner[i].TLS = e.TLS
+		inner[i].TLS = seen
 	}
 	tc.SetDeadline(time.Now().Add(time.Second))
 	tc.Close() // close-notify, so that an orderly end is told from a cut
@@ -93,6 +99,49 @@ func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	}
 	return inner
 }
+
+// acceptTLS is the far end's handshake, with a leaf for the name that is asked
+// for. Of the ALPN names it takes the first offered one that it knows, and goes
+// on without where it knows none.
+func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSeen, error) {
+	seen := &wire.TLSSeen{}
+	rec := &recorder{Conn: c}
+	config := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
+			cert, err := far.Certificate(h)
+			if err == nil {
+				seen.Certificate = digest(cert.Certificate[0])
+			}
+			return cert, err
+		},
+	}
+	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		seen.ServerName, seen.Offered = h.ServerName, h.SupportedProtos
+		own := config.Clone()
+		for _, name := range h.SupportedProtos {
+			if slices.Contains(alpn, name) {
+				own.NextProtos = []string{name}
+				break
+			}
+		}
+		return own, nil
+	}
+	tc := tls.Server(rec, config)
+	hctx, cancel := context.WithTimeout(ctx, farStall)
+	defer cancel()
+	err := tc.HandshakeContext(hctx)
+	seen.HelloDigest = digest(firstRecord(rec.received.Bytes()))
+	if err != nil {
+		return nil, seen, err
+	}
+	st := tc.ConnectionState()
+	seen.Version, seen.ALPN = tls.VersionName(st.Version), st.NegotiatedProtocol
+	return tc, seen, nil
+}
+
+// alpn are the names of protocols that the far end speaks inside TLS.
+var alpn = []string{"h2", "http/1.1", "xmpp-client"}
 
 // A recorder keeps the first bytes of both directions.
 type recorder struct {

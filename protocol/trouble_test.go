@@ -42,7 +42,7 @@ func say(t *testing.T, p *Protocol, f *testFar, b []byte) (wire.Event, []wire.Ev
 		io.Copy(io.Discard, near)
 		near.Close()
 	}()
-	events := p.Serve(t.Context(), far, f)
+	events := p.TCP.Serve(t.Context(), far, f)
 	far.Close()
 	return Arrived(far, farClock), events
 }
@@ -164,6 +164,8 @@ func TestNearEndOfTLSTellsAnAnswerWithoutTLS(t *testing.T) {
 	}
 }
 
+var overPlain = spoken{name: "plain", Protocol: plain}
+
 const bulk = 40_000
 
 // offsets are bytes of a data phase around everything that has an edge.
@@ -174,8 +176,8 @@ func TestByteChangedOnTheWayBackIsNamedExactly(t *testing.T) {
 		f := newFar()
 		x := f.exchange()
 		x.Bytes = bulk
-		got, base, _ := play(t, protocols["plain"], f, x, box{down: flip(wire.MessageSize + k)})
-		want, _ := whole(f, x, base, "")
+		got, base, _ := play(t, loopback, overPlain, f, x, box{down: flip(wire.MessageSize + k)})
+		want, _ := whole(f, x, base, Result{})
 		want.Stage, want.Fault, want.Down, want.Err = StageData, FaultAltered, k, errAltered
 		if text := fmt.Sprintf("byte %d: bytes altered on the way", k); got.Err == nil || got.Err.Error() != text {
 			t.Errorf("byte %d: error %v, want %s", k, got.Err, text)
@@ -192,8 +194,8 @@ func TestByteChangedOnTheWayOutIsNamedExactly(t *testing.T) {
 		f := newFar()
 		x := f.exchange()
 		x.Bytes = bulk
-		got, base, events := play(t, protocols["plain"], f, x, box{up: flip(wire.MessageSize + k)})
-		_, want := whole(f, x, base, "")
+		got, base, events := play(t, loopback, overPlain, f, x, box{up: flip(wire.MessageSize + k)})
+		_, want := whole(f, x, base, Result{})
 		want.Stage, want.Fault, want.BytesIn = StageData, FaultAltered, k
 		if len(events) == 1 {
 			want.BytesOut = events[0].BytesOut // as far as it came by then
@@ -211,8 +213,8 @@ func TestChangedClosingMessageIsSeen(t *testing.T) {
 	f := newFar()
 	x := f.exchange()
 	x.Bytes = bulk
-	got, base, _ := play(t, protocols["plain"], f, x, box{down: flip(wire.MessageSize + bulk + 20)})
-	want, _ := whole(f, x, base, "")
+	got, base, _ := play(t, loopback, overPlain, f, x, box{down: flip(wire.MessageSize + bulk + 20)})
+	want, _ := whole(f, x, base, Result{})
 	want.Stage, want.Fault, want.Err = StageData, FaultAltered, errAltered
 	if got.Up = want.Up; !errors.Is(got.Err, errAltered) {
 		t.Errorf("error %v", got.Err)
@@ -227,15 +229,15 @@ func TestExchangeCutAfterSomeBytesIsCountedExactly(t *testing.T) {
 		f := newFar()
 		x := f.exchange()
 		x.Bytes = bulk
-		back, base, _ := play(t, protocols["plain"], f, x, box{down: cutAfter(wire.MessageSize + k)})
-		want, _ := whole(f, x, base, "")
+		back, base, _ := play(t, loopback, overPlain, f, x, box{down: cutAfter(wire.MessageSize + k)})
+		want, _ := whole(f, x, base, Result{})
 		want.Stage, want.Fault, want.Err, want.Down = StageData, FaultEOF, io.EOF, k
 		back.Up = want.Up
 		if diff := cmp.Diff(want, untimed(t, back), same); diff != "" {
 			t.Errorf("cut after %d bytes back, near end (-want +got):\n%s", k, diff)
 		}
-		_, base, events := play(t, protocols["plain"], f, x, box{up: cutAfter(wire.MessageSize + k)})
-		_, wantEvent := whole(f, x, base, "")
+		_, base, events := play(t, loopback, overPlain, f, x, box{up: cutAfter(wire.MessageSize + k)})
+		_, wantEvent := whole(f, x, base, Result{})
 		wantEvent.Stage, wantEvent.Fault, wantEvent.BytesIn = StageData, FaultEOF, k
 		if len(events) == 1 {
 			wantEvent.BytesOut = events[0].BytesOut
@@ -253,11 +255,11 @@ func TestResetInTheDataPhaseIsCalledAReset(t *testing.T) {
 		f := newFar()
 		x := f.exchange()
 		x.Bytes = 8 << 20 // more than the buffers on the way hold
-		got, base, events := play(t, protocols["plain"], f, x, box{down: cutAfter(wire.MessageSize + 5000), reset: true})
+		got, base, events := play(t, loopback, overPlain, f, x, box{down: cutAfter(wire.MessageSize + 5000), reset: true})
 		if got.Stage != StageData || got.Fault != FaultReset || got.Down > 5000 {
 			t.Errorf("near end: %+v", got)
 		}
-		_, want := whole(f, x, base, "")
+		_, want := whole(f, x, base, Result{})
 		want.Stage, want.Fault = StageData, FaultReset
 		if len(events) == 1 {
 			want.BytesIn, want.BytesOut = events[0].BytesIn, events[0].BytesOut
@@ -271,24 +273,15 @@ func TestResetInTheDataPhaseIsCalledAReset(t *testing.T) {
 	}
 }
 
-func TestOversizeAskIsRefused(t *testing.T) {
-	for _, c := range []struct {
-		bytes uint32
-		idle  time.Duration
-		fault string
-	}{
-		{MaxBytes + 1, 0, "asked for 67108865 bytes and 0s of idling; at most 67108864 and 1h0m0s"},
-		{0, MaxIdle + time.Second, "asked for 0 bytes and 1h0m1s of idling; at most 67108864 and 1h0m0s"},
-	} {
-		f := newFar()
-		x := f.exchange()
-		x.Bytes, x.Idle = c.bytes, c.idle
-		m := x.message(wire.Request)
-		want, events := say(t, protocols["plain"], f, m.Append(nil, &f.keys))
-		want.Session, want.Probe, want.Attempt, want.Answered = f.keys.ID, x.Probe, x.Attempt, true
-		want.Stage, want.Fault = StageToken, c.fault
-		if diff := cmp.Diff([]wire.Event{want}, events, same); diff != "" {
-			t.Errorf("(-want +got):\n%s", diff)
-		}
+func TestTooLongASilenceIsRefused(t *testing.T) {
+	f := newFar()
+	x := f.exchange()
+	x.Idle = MaxIdle + time.Second
+	m := x.message(wire.Request)
+	want, events := say(t, plain, f, m.Append(nil, &f.keys))
+	want.Session, want.Probe, want.Attempt, want.Answered = f.keys.ID, x.Probe, x.Attempt, true
+	want.Stage, want.Fault = StageToken, "asked for 1h0m1s of idling; at most 1h0m0s"
+	if diff := cmp.Diff([]wire.Event{want}, events, same); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -8,16 +8,25 @@ import (
 	"crypto/tls"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// firstBytes is how long a connection may stay silent before it is dropped.
-const firstBytes = 10 * time.Second
+// firstBytes is how long a connection may stay silent before it is dropped, and
+// greetAfter how long before the far end speaks first on ports where that is
+// its part: whoever wants something else of such a port has spoken by then.
+const (
+	firstBytes = 10 * time.Second
+	greetAfter = 100 * time.Millisecond
+)
 
 // Conn serves one accepted connection; its local address is what the peer
 // aimed at. What is spoken is told from the first bytes, so every port can
@@ -29,7 +38,7 @@ func (r *Reflector) Conn(c net.Conn) {
 		return
 	}
 	defer r.conns.leave(from.Addr())
-	for _, e := range r.stream(r.ctx, c, true) {
+	for _, e := range r.stream(r.ctx, c, false) {
 		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
 		}
@@ -39,15 +48,24 @@ func (r *Reflector) Conn(c net.Conn) {
 
 // Inner serves what is spoken inside TLS.
 func (r *Reflector) Inner(ctx context.Context, c net.Conn) []wire.Event {
-	return r.stream(ctx, c, false)
+	return r.stream(ctx, c, true)
 }
 
-func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.Event {
+func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.Event {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	e := protocol.Arrived(c, r.now())
 	p := &peeked{Conn: c, r: bufio.NewReaderSize(c, 512)}
-	c.SetReadDeadline(time.Now().Add(firstBytes))
+	greeter := r.greeter(c, inTLS)
+	wait := firstBytes
+	if greeter != nil {
+		wait = greetAfter
+	}
+	c.SetReadDeadline(time.Now().Add(wait))
 	head, err := p.r.Peek(4)
+	if len(head) == 0 && greeter != nil && protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() == nil {
+		c.SetReadDeadline(time.Time{})
+		return greeter.TCP.Serve(ctx, p, underWay{r, c})
+	}
 	if err != nil {
 		e.Fault = protocol.FaultOf(err)
 		if rest, _ := p.r.Peek(p.r.Buffered()); len(rest) > 0 {
@@ -55,12 +73,10 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.E
 		}
 		return []wire.Event{e}
 	}
-	c.SetReadDeadline(time.Time{})
+	if known := protocol.Claim(p.peek, inTLS); known != nil {
+		return known.TCP.Serve(ctx, p, underWay{r, c})
+	}
 	switch {
-	case wire.IsMessage(head):
-		return protocol.Stream("plain").Serve(ctx, p, underWay{r, c})
-	case outer && head[0] == 0x16 && head[1] == 3: // TLS handshake record, RFC 8446 section 5.1
-		return protocol.Stream("tls").Serve(ctx, p, r)
 	case head[0] < 2 && r.isSTUN(p):
 		r.relay.Conn(p)
 		return nil
@@ -69,6 +85,13 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, outer bool) []wire.E
 		return nil
 	}
 	return r.unknown(p, e)
+}
+
+// greeter is the protocol in which the far end speaks first on the port that a
+// connection was aimed at, nil when there is none.
+func (r *Reflector) greeter(c net.Conn, inTLS bool) *protocol.Protocol {
+	at, _ := netip.ParseAddrPort(c.LocalAddr().String())
+	return protocol.Named(r.cfg.Speaks[protocol.Port{Transport: scenarios.TCP, Number: at.Port(), Inside: inTLS}])
 }
 
 // isHTTP tells a request line of the methods that a control call or a curious
@@ -84,10 +107,8 @@ func isHTTP(head []byte) bool {
 
 // isSTUN looks for the magic cookie (RFC 8489 section 5).
 func (r *Reflector) isSTUN(p *peeked) bool {
-	p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
-	defer p.Conn.SetReadDeadline(time.Time{})
-	b, err := p.r.Peek(8)
-	return err == nil && binary.BigEndian.Uint32(b[4:]) == 0x2112A442
+	b := p.peek(8)
+	return len(b) == 8 && binary.BigEndian.Uint32(b[4:]) == 0x2112A442
 }
 
 // unknown keeps what nobody here understands.
@@ -157,6 +178,38 @@ func (r *Reflector) Certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error
 	return r.ca.certificate(h, r.now())
 }
 
+// Listen is protocol.Far.
+func (r *Reflector) Listen(at netip.Addr) (net.Listener, error) {
+	tcp, _ := r.set.Served()
+	for range 64 {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
+		if err != nil {
+			return nil, err
+		}
+		if a, ok := l.Addr().(*net.TCPAddr); ok && !tcp.Contains(uint16(a.Port)) {
+			return l, nil // steered ports never reach a socket of their own
+		}
+		l.Close()
+	}
+	return nil, errors.New("no free port that is not served already")
+}
+
+// Dial is protocol.Far.
+func (r *Reflector) Dial(ctx context.Context, m wire.Message, from, to netip.AddrPort) (net.Conn, error) {
+	s := r.sessions.find(m.Session)
+	switch {
+	case !r.cfg.Inward:
+		return nil, errors.New("the reflector does not call back: start it with --inward")
+	case s == nil || !slices.Contains(s.allSources(), to.Addr().Unmap()):
+		return nil, fmt.Errorf("%s is not an address that this session came from", to.Addr())
+	case to.Port() < 1024:
+		return nil, fmt.Errorf("port %d is not one that a client has for data", to.Port())
+	}
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Control: shared}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", to.String())
+}
+
 // Now is protocol.Far.
 func (r *Reflector) Now() time.Time { return r.now() }
 
@@ -164,6 +217,14 @@ func (r *Reflector) Now() time.Time { return r.now() }
 type peeked struct {
 	net.Conn
 	r *bufio.Reader
+}
+
+// peek is protocol.Peek.
+func (p *peeked) peek(n int) []byte {
+	p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
+	defer p.Conn.SetReadDeadline(time.Time{})
+	b, _ := p.r.Peek(n)
+	return b
 }
 
 func (p *peeked) Read(b []byte) (int, error) { return p.r.Read(b) }

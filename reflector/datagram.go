@@ -2,6 +2,7 @@ package reflector
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -23,7 +24,9 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xf0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
 				continue
 			}
-			r.strayDatagram(d, wire.SessionID{}, protocol.FaultForeign)
+			if reply := r.answer(d); reply != nil {
+				out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: reply})
+			}
 			continue
 		}
 		a, ok := r.message(d)
@@ -40,6 +43,47 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 	for _, a := range sent {
 		a.s.answered(a.m.Probe, a.port, a.m.Attempt)
 	}
+}
+
+// answer is what the protocol of the port has to say to a datagram, nil when it
+// has none or nothing to say.
+func (r *Reflector) answer(d *steer.Datagram) []byte {
+	ends := protocol.On(r.cfg.Speaks[protocol.Port{Transport: scenarios.UDP, Number: d.Local.Port()}], scenarios.UDP)
+	if ends == nil || ends.Answer == nil {
+		r.strayDatagram(d, wire.SessionID{}, protocol.FaultForeign)
+		return nil
+	}
+	reply, e := ends.Answer(d.Payload, d.Remote, d.Local, untouched{r})
+	e.Time, e.Transport, e.Remote, e.Local = r.now(), scenarios.UDP, d.Remote, d.Local
+	e.Length, e.TTL, e.TOS = len(d.Payload), d.TTL, d.TOS
+	if s := r.sessions.find(e.Session); e.Answered && s != nil {
+		if !s.arrival(e.Probe, d.Local.Port(), e.Attempt) {
+			return nil // replayed
+		}
+		r.sessions.touch(s, d.Remote.Addr())
+		s.event(e)
+		s.answered(e.Probe, d.Local.Port(), e.Attempt)
+		return reply
+	}
+	e.Answered = false
+	r.note(e)
+	if len(reply) > len(d.Payload) {
+		return nil // an unproven source never gets more than it sent
+	}
+	return reply
+}
+
+// untouched is protocol.Far for a datagram: its source is not the session's
+// before it is known not to be replayed, from wherever.
+type untouched struct{ *Reflector }
+
+// Prove is protocol.Far.
+func (u untouched) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
+	m, s, err := u.sessions.prove(p)
+	if err != nil {
+		return m, nil, err
+	}
+	return m, s.keysFor(m), nil
 }
 
 // arrived is a proven request.

@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector/relay"
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -27,7 +28,8 @@ type Config struct {
 	Key          wire.Key
 	Addrs        []netip.Addr // to listen on; empty is every address, IPv4 and IPv6
 	TCP, UDP     scenarios.PortSet
-	First        steer.Ports // bound before the others where not all can be
+	First        steer.Ports              // bound before the others where not all can be
+	Speaks       map[protocol.Port]string // what is said where the first bytes do not tell; see protocol.ByPort
 	Mode         steer.Mode
 	AllowUnbound bool
 	Inward       bool      // probe a session's own address when it asks

@@ -39,7 +39,7 @@ func (l *live) dial(t *testing.T) net.Conn {
 
 func (l *live) exchange(id wire.SessionID, speak string) (wire.Keys, protocol.Exchange, *protocol.Protocol) {
 	k := wire.Derive(testKey, id, wire.Nonce{})
-	return k, protocol.Exchange{Keys: &k, Offline: true, Probe: 11, Port: l.at.Port(), ServerName: "a.example", Bytes: 20000, Stall: 5 * time.Second, Now: time.Now}, protocol.Stream(speak)
+	return k, protocol.Exchange{Keys: &k, Offline: true, Probe: 11, Port: l.at.Port(), ServerName: "a.example", Bytes: 20000, Stall: 5 * time.Second, Now: time.Now}, protocol.Named(speak)
 }
 
 func (l *live) read(t *testing.T) *client.Journal {
@@ -56,7 +56,7 @@ func TestGracefulStopLosesNoLedgerAndLeavesNothingRunning(t *testing.T) {
 	tcpAt, udpAt := wire.SessionID{1}, wire.SessionID{2}
 	_, x, p := l.exchange(tcpAt, "plain")
 	c := l.dial(t)
-	if res := p.Probe(t.Context(), c, x); res.Stage != protocol.StageDone {
+	if res := p.TCP.Probe(t.Context(), c, x); res.Stage != protocol.StageDone {
 		t.Fatalf("%+v", res)
 	}
 	io.ReadAll(c) // until the far end is done with it
@@ -157,7 +157,7 @@ func TestOnePortCarriesEverything(t *testing.T) {
 	for _, speak := range []string{"plain", "tls"} {
 		_, x, p := l.exchange(testID, speak)
 		c := l.dial(t)
-		if res := p.Probe(t.Context(), c, x); res.Stage != protocol.StageDone || (res.TLS != nil) != (speak == "tls") {
+		if res := p.TCP.Probe(t.Context(), c, x); res.Stage != protocol.StageDone || (res.TLS != nil) != (speak == "tls") {
 			t.Errorf("%s: %+v", speak, res)
 		}
 		c.Close()

@@ -25,6 +25,7 @@ type Event struct {
 	BytesOut  int64               `json:"bytesOut,omitempty"`
 	Digest    string              `json:"digest,omitempty"` // SHA-256 of the bytes that could not be understood
 	TLS       *TLSSeen            `json:"tls,omitempty"`
+	Said      *Said               `json:"said,omitempty"`
 	Answered  bool                `json:"answered,omitempty"`
 	// Unfinished: the connection was still under way when this copy was made.
 	Unfinished bool `json:"unfinished,omitempty"`
@@ -40,6 +41,32 @@ type TLSSeen struct {
 	Issuer      string   `json:"issuer,omitempty"`      // as the near end saw it
 	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record
 	Offered     []string `json:"offered,omitempty"`     // ALPN names in the ClientHello
+}
+
+// Said is one end's record of a dialogue in text: the lines, in order, that it
+// sent and that it heard, each without its line end. Where what one end sent is
+// not what the other heard, somebody in the middle rewrote it. Both ends stop
+// recording at MaxSaid lines of a direction and cut a line at MaxSaidLine bytes.
+type Said struct {
+	Sent  []string `json:"sent,omitempty"`
+	Heard []string `json:"heard,omitempty"`
+}
+
+// The bounds of Said.
+const (
+	MaxSaid     = 32
+	MaxSaidLine = 256
+)
+
+// Say records a line that was sent, Hear one that was heard.
+func (s *Said) Say(line string)  { s.Sent = appendSaid(s.Sent, line) }
+func (s *Said) Hear(line string) { s.Heard = appendSaid(s.Heard, line) }
+
+func appendSaid(list []string, line string) []string {
+	if len(list) >= MaxSaid {
+		return list
+	}
+	return append(list, line[:min(len(line), MaxSaidLine)])
 }
 
 // A Count says that for each of Ports, Seen attempts arrived and Answered of

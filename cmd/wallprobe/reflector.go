@@ -17,6 +17,7 @@ import (
 	"github.com/urfave/cli/v2"
 	"golang.org/x/term"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector"
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -109,6 +110,7 @@ func reflectorConfig(c *cli.Context) (reflector.Config, error) {
 	}
 	cfg.TCP, cfg.UDP = scenarios.Ports(list...)
 	cfg.First.TCP, cfg.First.UDP = scenarios.NarrowPorts(list...)
+	cfg.Speaks = protocol.ByPort(list...)
 	for _, text := range c.StringSlice("except") {
 		t, ports, ok := strings.Cut(text, "/")
 		set, err := scenarios.ParsePortSet(ports)

@@ -1,0 +1,78 @@
+package protocol
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// maxLine is the longest line of a dialogue, its end included: twice what RFC
+// 5321 section 4.5.3.1 allows, because tokens are long.
+const maxLine = 1024
+
+// errLongLine ends a dialogue with a peer that sends lines without an end.
+var errLongLine = errors.New("line longer than 1024 bytes")
+
+// A dialogue speaks lines over a connection and records both directions. Each
+// line has a deadline as a whole, so that a peer that sends one byte now and
+// then gains nothing.
+type dialogue struct {
+	net.Conn // writes go here; what is left to read is in r
+	r        *bufio.Reader
+	said     *wire.Said
+	stall    time.Duration
+}
+
+func newDialogue(c net.Conn, stall time.Duration) *dialogue {
+	return &dialogue{Conn: c, r: bufio.NewReaderSize(c, maxLine), said: &wire.Said{}, stall: stall}
+}
+
+// Read reads on after the last line that was heard.
+func (d *dialogue) Read(b []byte) (int, error) { return d.r.Read(b) }
+
+// over goes on with another connection, such as TLS on top of this one. It fails
+// when something came before that, which would be read as if it had been
+// protected (CVE-2011-0411).
+func (d *dialogue) over(c net.Conn) error {
+	if n := d.r.Buffered(); n > 0 {
+		return fmt.Errorf("%d bytes came before TLS began: %w", n, errAltered)
+	}
+	d.Conn = c
+	d.r.Reset(c)
+	return nil
+}
+
+// say sends one line.
+func (d *dialogue) say(format string, args ...any) error {
+	line := fmt.Sprintf(format, args...)
+	d.said.Say(line)
+	d.SetWriteDeadline(time.Now().Add(d.stall))
+	_, err := d.Write([]byte(line + "\r\n"))
+	return err
+}
+
+// hear reads one line, without its end. What came of an unfinished line is
+// recorded as well.
+func (d *dialogue) hear() (string, error) {
+	d.SetReadDeadline(time.Now().Add(d.stall))
+	b, err := d.r.ReadSlice('\n')
+	if errors.Is(err, bufio.ErrBufferFull) {
+		err = errLongLine
+	}
+	line := strings.TrimRight(string(b), "\r\n")
+	if len(b) > 0 {
+		d.said.Hear(line)
+	}
+	return line, err
+}
+
+// foreign says that a line is not what the other end says at this point. The
+// judge finds out from both ends' records whether it was rewritten.
+func foreign(wanted, line string) error {
+	return fmt.Errorf("%q where %s belongs: %w", line[:min(len(line), 80)], wanted, ErrForeign)
+}
