@@ -77,6 +77,7 @@ func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, pr
 		DialContext:     d.DialContext,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, // #nosec: calls carry MACs
 		MaxIdleConns:    4,
+		IdleConnTimeout: 20 * time.Second, // a firewall may forget what says nothing for longer
 	}
 	if proxy != nil && where == WhereFar {
 		t.Proxy = http.ProxyURL(proxy)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -274,13 +275,50 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 			return Degraded, fmt.Sprintf("%.0f %% of %d datagrams lost; at most %.0f %% are allowed", loss*100, o.Sent, e.maxLoss*100)
 		}
 	}
+	said := o.Detail
 	switch {
 	case o.TLS != nil && same:
-		return Open, o.TLS.Version + ", certificate as sent"
+		said = o.TLS.Version + ", certificate as sent"
 	case o.TLS != nil:
-		return Open, o.TLS.Version
+		said = o.TLS.Version
 	}
-	return Open, o.Detail
+	return Open, also(said, o.carried(), o.silence())
+}
+
+// also joins what there is to tell.
+func also(said ...string) string {
+	return strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), "; ")
+}
+
+// carried tells of a large transfer.
+func (o *Observation) carried() string {
+	if o.Rate == 0 || o.Up < 1<<20 {
+		return ""
+	}
+	text := fmt.Sprintf("%s each way at %s/s", size(float64(o.Up)), size(o.Rate))
+	if o.Pause >= 1 {
+		text += fmt.Sprintf(", once standing still for %.1f s", o.Pause)
+	}
+	return text
+}
+
+// silence tells how much of it the flow survives, where that was tried.
+func (o *Observation) silence() string {
+	if o.Silence == nil {
+		return ""
+	}
+	return o.Silence.String()
+}
+
+// size writes a number of bytes with three digits.
+func size(bytes float64) string {
+	for _, unit := range []string{"bytes", "KiB", "MiB"} {
+		if bytes < 1000 {
+			return fmt.Sprintf("%.3g %s", bytes, unit)
+		}
+		bytes /= 1024
+	}
+	return fmt.Sprintf("%.3g GiB", bytes)
 }
 
 // judgeICMP: an ICMP error came and nothing else.

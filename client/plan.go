@@ -74,7 +74,7 @@ type Setting struct {
 	Inward    bool                                 // the reflector may call back
 	Owned     []netip.Prefix                       // documented ranges that lead to the reflector
 	Resolve   func(name string) (netip.Addr, bool) // nil resolves nothing
-	Bytes     int64                                // default of paths that say nothing
+	Bytes     int64                                // of paths that carry files; 0 is what the scenario says
 	Datagram  int
 }
 
@@ -109,6 +109,7 @@ type planner struct {
 	set    Setting
 	probes []Probe
 	items  []Item
+	bulk   []string // protocols and ports that carry what the person asked for
 }
 
 func (b *planner) add(p scenarios.Path, t scenarios.Transport) {
@@ -133,11 +134,22 @@ func (b *planner) add(p scenarios.Path, t scenarios.Transport) {
 	default:
 		b.targets(&it, p, Probe{
 			Where: where, Transport: t, Speak: speak, Addr: addr, Ports: p.Ports, LocalPorts: p.LocalPorts,
-			Bytes: cmp.Or(p.Bytes, b.set.Bytes, DefaultBytes), Datagram: cmp.Or(p.Datagram, b.set.Datagram, DefaultDatagram),
+			Bytes: b.bytes(p, own && known != nil && known.Bulk), Datagram: cmp.Or(p.Datagram, b.set.Datagram, DefaultDatagram),
 			Idle: p.Idle, MaxLoss: p.MaxLoss,
 		})
 	}
 	b.items = append(b.items, it)
+}
+
+// bytes is what a path's exchange carries each way. What the person asks for is
+// meant for paths that move files, and is carried once for each protocol and port.
+func (b *planner) bytes(p scenarios.Path, bulk bool) int64 {
+	once := fmt.Sprint(p.Protocol, p.Ports)
+	if b.set.Bytes > 0 && bulk && !slices.Contains(b.bulk, once) {
+		b.bulk = append(b.bulk, once)
+		return b.set.Bytes
+	}
+	return cmp.Or(p.Bytes, DefaultBytes)
 }
 
 // far finds the far end of a path.
@@ -263,6 +275,10 @@ func (b *planner) use(it *Item, p Probe, target string) {
 	b.probes = append(b.probes, p)
 	it.Parts = append(it.Parts, ItemPart{Probe: p.ID, Ports: ports, Target: target})
 }
+
+// Hauls tells whether the probe carries so much that it runs alone: beside
+// others it would slow them down and they it.
+func (p Probe) Hauls() bool { return p.Bytes > 1<<20 }
 
 // Sweeps tells whether the probe surveys a range.
 func (p Probe) Sweeps() bool { return p.Ports.Len() >= wide || len(p.LocalPorts) > 0 }

@@ -68,7 +68,8 @@ func TestPlanTakesDefaultsFromPathThenSettingThenProgram(t *testing.T) {
 	}{
 		"program, tcp": {Setting{}, scenarios.TCP, false, carried{DefaultBytes, 0}},
 		"setting, tcp": {Setting{Bytes: 7, Datagram: 500}, scenarios.TCP, false, carried{7, 0}},
-		"path, tcp":    {Setting{Bytes: 7}, scenarios.TCP, true, carried{9, 0}},
+		"path, tcp":    {Setting{}, scenarios.TCP, true, carried{9, 0}},
+		"asked, tcp":   {Setting{Bytes: 7}, scenarios.TCP, true, carried{7, 0}},
 		"program, udp": {Setting{}, scenarios.UDP, false, carried{0, DefaultDatagram}},
 		"setting, udp": {Setting{Bytes: 7, Datagram: 500}, scenarios.UDP, false, carried{0, 500}},
 		"path, udp":    {Setting{Datagram: 500}, scenarios.UDP, true, carried{0, 900}},

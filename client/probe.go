@@ -108,8 +108,10 @@ func (r *runner) datagrams(ctx context.Context, p Probe, port uint16) Observatio
 	if p.Datagram > wire.MessageSize && !r.large(ctx, p, port, &o) {
 		return o
 	}
-	if p.Idle > 0 && !r.silence(ctx, p, port, &o) {
-		return o
+	if p.Idle > 0 {
+		if survived, _ := r.silence(ctx, p, port, 0, &o); !survived {
+			return o
+		}
 	}
 	o.Stage = protocol.StageDone
 	return o
@@ -181,34 +183,38 @@ func (r *runner) large(ctx context.Context, p Probe, port uint16, o *Observation
 	return false
 }
 
-// silence asks for a packet after a while and says nothing meanwhile.
-func (r *runner) silence(ctx context.Context, p Probe, port uint16, o *Observation) bool {
+// silence asks for a packet after a while and says nothing meanwhile. opened
+// tells that the flow was there before.
+func (r *runner) silence(ctx context.Context, p Probe, port uint16, attempt int, o *Observation) (survived, opened bool) {
 	f := r.ends[p.Where]
 	p.ID += idleStage
 	o.Stage, o.Fault, o.Seconds = protocol.StageIdle, protocol.FaultTimeout, p.Idle.Seconds()
 	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(ownPort()), net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
 	if err != nil {
 		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
-		return false
+		return false, false
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-	m := r.message(p, port, 0)
-	m.Idle = p.Idle
+	m := r.lateMessage(p, port, attempt)
 	if _, err := c.Write(m.Append(nil, &f.keys)); err != nil {
 		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
-		return false
+		return false, opened
 	}
 	c.SetReadDeadline(time.Now().Add(p.Idle + r.cfg.Timeout))
 	buf := make([]byte, 2048)
 	for {
 		n, err := c.Read(buf)
 		if err != nil {
-			return false
+			return false, opened
 		}
-		if got, err := wire.Parse(buf[:n], &f.keys); err == nil && got.Kind == wire.Late && got.Probe == p.ID {
+		got, err := wire.Parse(buf[:n], &f.keys)
+		if err != nil || got.Probe != p.ID || got.Attempt != m.Attempt {
+			continue
+		}
+		if opened = true; got.Kind == wire.Late {
 			o.Fault, o.Seconds = "", 0
-			return true
+			return true, true
 		}
 	}
 }
@@ -366,13 +372,20 @@ func (r *runner) dial(ctx context.Context, to netip.AddrPort) (net.Conn, survey.
 func (r *runner) advance(id uint32, by int) {
 	r.mu.Lock()
 	r.progress[id] += by
-	done := 0
-	for _, n := range r.progress {
-		done += n
-	}
-	total := r.total
 	r.mu.Unlock()
-	if r.cfg.Progress != nil {
-		r.cfg.Progress(Progress{Done: done, Total: total})
+	r.doing("")
+}
+
+// doing tells of the progress and of what takes long now.
+func (r *runner) doing(what string) {
+	if r.cfg.Progress == nil {
+		return
 	}
+	r.mu.Lock()
+	p := Progress{Total: r.total, Doing: what}
+	for _, n := range r.progress {
+		p.Done += n
+	}
+	r.mu.Unlock()
+	r.cfg.Progress(p)
 }

@@ -164,6 +164,7 @@ type Observation struct {
 	Said     *wire.Said        `json:"said,omitempty"`    // the dialogue, where there is one in text
 	Rate     float64           `json:"rate,omitempty"`    // of the data phase, bytes per second in the slower direction
 	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came, seconds
+	Silence  *Silence          `json:"silence,omitempty"` // how much of it a flow survives, where a run asked for that
 	Sample   string            `json:"sample,omitempty"`  // hexadecimal, of an answer that is not ours
 	Detail   string            `json:"detail,omitempty"`  // an error's text, a relayed address
 	Seen     netip.AddrPort    `json:"seen,omitzero"`     // own address as the reflector saw it

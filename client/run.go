@@ -25,13 +25,14 @@ type Config struct {
 	Loop      netip.Addr     // own loopback address that a reflector listens on; zero when there is none
 	Owned     []netip.Prefix // documented ranges that lead to the reflector, as in a lab
 	Resolve   func(name string) (netip.Addr, bool)
-	Proxy     *url.URL      // for control
-	Timeout   time.Duration // the longest single wait; 0 is DefaultTimeout
-	RTT       time.Duration // round-trip time where it is known beforehand; 0 learns it
-	Rate      int           // packets per second of a sweep; 0 adapts
-	Sweep     bool          // try every port of a range; else edges, a sample, and bisection
-	Bytes     int64         // data phase of TCP paths that say nothing; 0 is DefaultBytes
-	Program   string        // version, told to the reflector
+	Proxy     *url.URL        // for control
+	Timeout   time.Duration   // the longest single wait; 0 is DefaultTimeout
+	RTT       time.Duration   // round-trip time where it is known beforehand; 0 learns it
+	Rate      int             // packets per second of a sweep; 0 adapts
+	Sweep     bool            // try every port of a range; else edges, a sample, and bisection
+	Bytes     int64           // data phase of paths that carry files; 0 is what the scenario says, or DefaultBytes
+	Silences  []time.Duration // silences to try on every path that works; see CheckSilences
+	Program   string          // version, told to the reflector
 	Progress  func(Progress)
 	// Update is told after every probe that there is more to see; snapshot judges
 	// what there is so far, which takes a moment for wide ranges.
@@ -76,6 +77,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 		return nil, err
 	}
 	r.probeAll(ctx)
+	r.silences(ctx)
 	r.finish(ctx)
 	res := r.result()
 	if err := r.refused(); err != nil {
@@ -182,24 +184,36 @@ func (r *runner) setting(inward bool) Setting {
 		Owned: c.Owned, Resolve: c.Resolve, Bytes: c.Bytes}
 }
 
-// probeAll runs every probe side by side.
+// probeAll runs every probe side by side, and after that one by one those that
+// carry much.
 func (r *runner) probeAll(ctx context.Context) {
 	var wg sync.WaitGroup
+	var hauls []Probe
 	for _, p := range r.plan.Probes {
-		wg.Go(func() {
-			obs := r.probe(ctx, p)
-			if ctx.Err() != nil { // what did not come to its end proves nothing
-				obs = slices.DeleteFunc(obs, func(o Observation) bool { return o.Stage != protocol.StageDone })
-			}
-			r.mu.Lock()
-			r.seen[p.ID] = obs
-			r.mu.Unlock()
-			if r.cfg.Update != nil {
-				r.cfg.Update(r.result)
-			}
-		})
+		if p.Hauls() {
+			hauls = append(hauls, p)
+			continue
+		}
+		wg.Go(func() { r.probeOne(ctx, p) })
 	}
 	wg.Wait()
+	for i, p := range hauls {
+		r.doing(fmt.Sprintf("carrying %d bytes each way over %s, %d of %d", p.Bytes, p.Speak, i+1, len(hauls)))
+		r.probeOne(ctx, p)
+	}
+}
+
+func (r *runner) probeOne(ctx context.Context, p Probe) {
+	obs := r.probe(ctx, p)
+	if ctx.Err() != nil { // what did not come to its end proves nothing
+		obs = slices.DeleteFunc(obs, func(o Observation) bool { return o.Stage != protocol.StageDone })
+	}
+	r.mu.Lock()
+	r.seen[p.ID] = obs
+	r.mu.Unlock()
+	if r.cfg.Update != nil {
+		r.cfg.Update(r.result)
+	}
 }
 
 // finish fetches the ledgers, trying control once more where it had no way.

@@ -37,6 +37,7 @@ const (
 // plain is wallprobe's own protocol over TCP.
 var plain = &Protocol{
 	Doc:    "wallprobe's own message and data phase over TCP",
+	Bulk:   true,
 	Claims: func(peek Peek, _ bool) bool { return wire.IsMessage(peek(4)) },
 	TCP:    &Ends{Probe: probePlain, Serve: servePlain},
 }

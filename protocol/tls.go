@@ -16,6 +16,7 @@ import (
 // tlsPlain is wallprobe's own protocol inside TLS.
 var tlsPlain = &Protocol{
 	Doc:    "TLS handshake for the path's name, then wallprobe's own message inside",
+	Bulk:   true,
 	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isTLS(peek(2)) },
 	TCP:    &Ends{Probe: probeTLS, Serve: serveTLS},
 }

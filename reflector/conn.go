@@ -125,6 +125,7 @@ func (r *Reflector) note(e wire.Event) {
 	claimed := r.sessions.find(e.Session)
 	if e.Answered {
 		if claimed != nil {
+			r.sessions.touch(claimed, e.Remote.Addr()) // a long silence is no absence
 			claimed.event(e)
 		}
 		return

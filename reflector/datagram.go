@@ -122,7 +122,10 @@ func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
 		Attempt: m.Attempt, Stage: protocol.StageToken, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS, Answered: true,
 	})
 	if m.Idle > 0 && m.Idle <= protocol.MaxIdle {
-		r.late.schedule(m.Idle, func() { r.sendLate(a, d.Local, d.Remote) })
+		local, remote := d.Local, d.Remote
+		if s.waits(1); !r.late.schedule(m.Idle, func() { r.sendLate(a, local, remote); s.waits(-1) }) {
+			s.waits(-1)
+		}
 	}
 	return a, true
 }
@@ -135,6 +138,7 @@ func (r *Reflector) sendLate(a arrived, local, remote netip.AddrPort) {
 		Time: r.now(), Transport: scenarios.UDP, Remote: remote, Local: local, Session: m.Session, Probe: m.Probe,
 		Attempt: m.Attempt, Stage: protocol.StageIdle, Answered: true,
 	}
+	r.sessions.touch(a.s, remote.Addr()) // a long silence is no absence
 	if err := r.set.WriteTo(m.Append(nil, a.keys), local, remote); err != nil {
 		e.Fault = err.Error()
 	}
@@ -163,11 +167,12 @@ type later struct {
 	running sync.WaitGroup
 }
 
-func (l *later) schedule(d time.Duration, fn func()) {
+// schedule says no when too many wait already.
+func (l *later) schedule(d time.Duration, fn func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.closed || len(l.waiting) >= maxLate {
-		return
+		return false
 	}
 	if l.waiting == nil {
 		l.waiting = make(map[*time.Timer]struct{})
@@ -185,6 +190,7 @@ func (l *later) schedule(d time.Duration, fn func()) {
 		}
 	})
 	l.waiting[t] = struct{}{}
+	return true
 }
 
 // stop cancels what waits and returns when nothing runs any more.

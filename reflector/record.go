@@ -34,6 +34,7 @@ type record struct {
 	strays  []wire.Event
 	open    map[tuple]wire.Event      // connections under way
 	labels  map[netip.AddrPort]uint32 // probes of STUN 5-tuples
+	late    int                       // packets that wait for their silence to end
 	dirty   bool                      // since the journal last looked
 }
 
@@ -192,6 +193,21 @@ func (r *record) event(e wire.Event) {
 	default:
 		p.more++
 	}
+}
+
+// waits counts the packets that wait for their silence to end.
+func (r *record) waits(by int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.late += by
+}
+
+// busy tells whether something of the session is still under way, however
+// silent.
+func (r *record) busy() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.late > 0 || len(r.open) > 0
 }
 
 // stray keeps an arrival without a token that verifies.

@@ -191,7 +191,7 @@ func (t *sessions) expire(all bool) {
 	t.mu.Lock()
 	var gone []*session
 	for _, s := range t.byID {
-		if all || t.now().Sub(s.touched) > sessionIdle {
+		if all || t.now().Sub(s.touched) > sessionIdle && !s.busy() {
 			gone = append(gone, s)
 			t.drop(s)
 		}

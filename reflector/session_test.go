@@ -63,6 +63,32 @@ func TestSessionsAreLimitedAndMakeRoom(t *testing.T) {
 	}
 }
 
+func TestSessionWithSomethingUnderWayDoesNotExpire(t *testing.T) {
+	tab, c, over := table()
+	var all []*session
+	for n := range 3 {
+		s, err := tab.open(numbered(n+1), c.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, s)
+	}
+	under := wire.Event{Transport: "tcp", Remote: near, Local: near, Probe: 1}
+	all[0].begin(under)
+	all[1].waits(1)
+	c.pass(sessionIdle + time.Second)
+	tab.expire(false)
+	if diff := cmp.Diff([]wire.SessionID{numbered(3)}, *over); diff != "" {
+		t.Errorf("silent for long (-want +got):\n%s", diff)
+	}
+	all[0].event(under)
+	all[1].waits(-1)
+	tab.expire(false)
+	if len(tab.byID) != 0 {
+		t.Errorf("%d sessions stay when nothing is under way", len(tab.byID))
+	}
+}
+
 func TestSessionsWithoutASignOfLifeExpire(t *testing.T) {
 	tab, c, over := table()
 	open := func(n int) *session {

@@ -34,7 +34,7 @@ func labCommand() *cli.Command {
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
-		}, outputFlags()...),
+		}, append(longFlags(), outputFlags()...)...),
 		Action:      labAction,
 		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
 	}
@@ -79,6 +79,14 @@ func labAction(c *cli.Context) error {
 	}
 	if err := checkTimeout(m.Timeout); err != nil {
 		return err
+	}
+	if _, err := longConfig(c); err != nil {
+		return err
+	}
+	for _, name := range []string{"bytes", "idle"} {
+		if c.String(name) != "" {
+			m.Client = append(m.Client, "--"+name, c.String(name))
+		}
 	}
 	out, err := newOutput(c)
 	if err != nil {

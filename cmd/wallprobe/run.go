@@ -50,7 +50,7 @@ func runCommand() *cli.Command {
 			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
 			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
-		}, outputFlags()...),
+		}, append(longFlags(), outputFlags()...)...),
 		Action: runAction,
 	}
 }
@@ -123,6 +123,11 @@ func runConfig(c *cli.Context) (client.Config, error) {
 		}
 		cfg.Owned = append(cfg.Owned, p)
 	}
+	l, err := longConfig(c)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Bytes, cfg.Silences = l.bytes, l.silences
 	cfg.Proxy, err = givenProxy(c.String("proxy"))
 	return cfg, err
 }

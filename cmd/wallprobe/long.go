@@ -1,0 +1,65 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/protocol"
+)
+
+// longFlags are of what takes its time and is off unless asked for.
+func longFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "bytes", Usage: "carry `SIZE` each way over the paths that move files (FTP, SFTP, HTTP, HTTPS), such as 1GiB: rate, pauses and the byte at which a path is cut; takes SIZE over the line's rate, for each of them"},
+		&cli.StringFlag{Name: "idle", Usage: "find out after how much silence flows die, beginning with `TIMES` such as 50s,5m,30m: takes the longest of them, and up to three times the shortest that is not survived"},
+	}
+}
+
+// long is what longFlags ask for.
+type long struct {
+	bytes    int64
+	silences []time.Duration
+}
+
+func longConfig(c *cli.Context) (l long, err error) {
+	if text := c.String("bytes"); text != "" {
+		if l.bytes, err = parseSize(text); err != nil {
+			return l, usage("--bytes %s: %v", text, err)
+		}
+	}
+	if text := c.String("idle"); text != "" {
+		for part := range strings.SplitSeq(text, ",") {
+			d, err := time.ParseDuration(strings.TrimSpace(part))
+			if err != nil {
+				return l, usage("--idle %s: %q is not a time; write 50s, 5m or 1h", text, part)
+			}
+			l.silences = append(l.silences, d)
+		}
+		if err := client.CheckSilences(l.silences); err != nil {
+			return l, usage("--idle %s: %v", text, err)
+		}
+	}
+	return l, nil
+}
+
+// parseSize reads a number of bytes: 1048576, 64MiB, 1GiB, 500MB.
+func parseSize(text string) (int64, error) {
+	number := strings.TrimRight(text, "KMGiBk")
+	unit := strings.TrimSuffix(text[len(number):], "B")
+	factors := map[string]float64{"": 1, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30}
+	n, err := strconv.ParseFloat(number, 64)
+	factor, ok := factors[unit]
+	switch {
+	case err != nil || !ok || math.IsNaN(n):
+		return 0, fmt.Errorf("not a size; write 64MiB or 1GiB")
+	case n*factor < 1 || n*factor > protocol.MaxBytes:
+		return 0, fmt.Errorf("from 1 byte to %d", int64(protocol.MaxBytes))
+	}
+	return int64(n * factor), nil
+}
