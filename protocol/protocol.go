@@ -123,6 +123,9 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 // Named gives a protocol by its name, nil when there is none.
 func Named(name string) *Protocol { return protocols[name] }
 
+// Names lists the protocols.
+func Names() []string { return slices.Sorted(maps.Keys(protocols)) }
+
 // On gives both ends of a protocol over a transport, nil when there are none.
 func On(name string, t scenarios.Transport) *Ends {
 	p := protocols[name]

@@ -1,0 +1,84 @@
+package lab_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+// everyProtocol is a scenario with a path for each protocol and transport, on a
+// port of its own, by name.
+func everyProtocol(t testing.TB) *scenarios.Scenario {
+	t.Helper()
+	var b strings.Builder
+	b.WriteString(`schema: wallprobe/scenario/1
+name: every-protocol
+title: every protocol
+version: 1
+sources:
+  - {id: T, file: none.txt, title: made by a test, language: en}
+roles:
+  - {name: host, title: inside, site: inside}
+  - {name: server, title: outside, site: outside}
+outcomes:
+  - {id: first, title: the first path, roles: [host], ways: [{title: one, paths: [P-9001]}]}
+paths:
+`)
+	port := 9000
+	for _, name := range protocol.Names() {
+		for _, transport := range []scenarios.Transport{scenarios.TCP, scenarios.UDP} {
+			if protocol.On(name, transport) == nil {
+				continue
+			}
+			port++
+			fmt.Fprintf(&b, "  - {id: P-%d, title: %s, from: [host], to: [server], direction: out, transport: [%s], ports: %d, protocol: %s, need: req, source: T, names: [server.example]", port, name, transport, port, name)
+			if transport == scenarios.TCP {
+				b.WriteString(", bytes: 100000, idle: 100ms")
+			}
+			b.WriteString("}\n")
+		}
+	}
+	file := filepath.Join(t.TempDir(), "every-protocol.yaml")
+	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := scenarios.Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// Every protocol as it is, both ends, through a stateful firewall, over IPv4
+// and IPv6.
+func TestEveryProtocolPassesThroughAFirewallThatLetsItOut(t *testing.T) {
+	lab.NeedLab(t)
+	t.Parallel()
+	s := everyProtocol(t)
+	if len(s.Paths) < len(protocol.Names()) {
+		t.Fatalf("%d paths for %d protocols", len(s.Paths), len(protocol.Names()))
+	}
+	c := lab.ConfigFor([]*scenarios.Scenario{s})
+	c.Firewall = lab.Firewall{Name: "stateful", Text: []byte(builtinFirewall(t, "stateful"))}
+	w := lab.Stand(t, c)
+	program := programFor(t)
+	for _, ipv6 := range []bool{false, true} {
+		results, err := w.Measure(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, IPv6: ipv6, Timeout: truthTimeout, Program: program, Read: report.ReadJSON})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range results[0].Findings {
+			if f.Verdict != client.Open || f.Spoken != "" {
+				t.Errorf("%s over %s, IPv6 %v: %s (%s), spoken %q", f.Title, f.Transport, ipv6, f.Sentence(), f.Why, f.Spoken)
+			}
+		}
+	}
+}
