@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -58,7 +59,7 @@ func controlPorts(p Plan) []controlPort {
 			continue
 		}
 		for port := range pr.Ports.All {
-			c := controlPort{port, pr.Speak == "tls" || pr.Speak == "turns"}
+			c := controlPort{port, protocol.Secure(pr.Speak)}
 			if !slices.ContainsFunc(out, func(o controlPort) bool { return o.port == port }) {
 				out = append(out, c)
 			}

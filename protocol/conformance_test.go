@@ -1,11 +1,14 @@
 package protocol
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,6 +57,32 @@ func TestEveryProtocolIsDescribedAndHasBothEnds(t *testing.T) {
 			continue
 		}
 		t.Errorf("%s: %+v", name, p)
+	}
+}
+
+// A port is tried for control the way its protocol begins.
+func TestProtocolsThatBeginWithTLSSaySo(t *testing.T) {
+	for _, p := range every(t) {
+		if p.Greets && !p.Inside {
+			if p.Secure {
+				t.Errorf("%s waits for a greeting", p)
+			}
+			continue
+		}
+		near, far := memoryPair(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		x := newFar().exchange()
+		x.Variant = p.variant
+		wg.Go(func() { p.TCP.Probe(ctx, near, x) })
+		head := make([]byte, 4)
+		_, err := io.ReadFull(far, head)
+		cancel()
+		far.Close()
+		wg.Wait()
+		if err != nil || isTLS(head) != p.Secure {
+			t.Errorf("%s begins with % x (%v), secure %v", p, head, err, p.Secure)
+		}
 	}
 }
 

@@ -48,6 +48,7 @@ type Protocol struct {
 	Imitation string   // what of it is not the real thing, and why; empty when all is
 	Variants  []string // ways in which applications use it, each probed by itself; nil is one
 	Bulk      bool     // carries large transfers
+	Secure    bool     // the near end begins with TLS, over TCP
 
 	// The reflector knows a stream by its first bytes, or by its port when the
 	// far end speaks first.
@@ -122,6 +123,12 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 
 // Named gives a protocol by its name, nil when there is none.
 func Named(name string) *Protocol { return protocols[name] }
+
+// Secure tells whether a near end that speaks name over TCP begins with TLS.
+func Secure(name string) bool {
+	p := protocols[name]
+	return name == TURNS || p != nil && p.Secure
+}
 
 // Names lists the protocols.
 func Names() []string { return slices.Sorted(maps.Keys(protocols)) }

@@ -17,6 +17,7 @@ import (
 var tlsPlain = &Protocol{
 	Doc:    "TLS handshake for the path's name, then wallprobe's own message inside",
 	Bulk:   true,
+	Secure: true,
 	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isTLS(peek(2)) },
 	TCP:    &Ends{Probe: probeTLS, Serve: serveTLS},
 }
