@@ -39,7 +39,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	defer done()
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
 		u := survey.UDP{
-			Target: p.Addr, Attempts: tries, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
+			Target: p.Addr, Attempts: tries, Amid: scattered * 2, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
 			Progress: func(done, _ int) { progress(done) }, Quiet: done,
 			Request: func(dst []byte, port uint16, attempt int) []byte {
 				m := r.message(p, port, base+attempt)

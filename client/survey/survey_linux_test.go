@@ -340,3 +340,36 @@ func TestScarceDescriptorsOnlySlowASurveyDown(t *testing.T) {
 		t.Errorf("%.2000s", diff)
 	}
 }
+
+// Deep in a blocked range the last attempt proves nothing; at its edges, and
+// where a single port is silent, it does.
+func TestLastAttemptIsSparedOnlyAmidSilence(t *testing.T) {
+	l := newLab(t)
+	if l == nil {
+		return
+	}
+	l.echoAll()
+	dropped := new([65536]bool)
+	dropped[20000] = true
+	for p := uint16(30000); p < 32000; p++ {
+		dropped[p] = true
+	}
+	l.drop("udp dport", dropped)
+	ports := scenarios.PortSet{{First: 19000, Last: 40000}}
+	got, err := UDP{Target: serverAddr[false], Ports: ports, Amid: 100, Spacing: 50 * time.Millisecond, Request: request, Check: check}.Run(t.Context())
+	must(t, err)
+	want := wantHalf(ports, dropped)
+	for i := range want {
+		switch p := want[i].Port; {
+		case p >= 30100 && p < 31900:
+			want[i].Sent = 2
+		case dropped[p]:
+			want[i].Sent = 3
+		default:
+			want[i].Sent = got[i].Sent // until it answered
+		}
+	}
+	if diff := cmp.Diff(want, got, unstable); diff != "" {
+		t.Errorf("%.2000s", diff)
+	}
+}

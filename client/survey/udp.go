@@ -23,6 +23,7 @@ type UDP struct {
 
 	Attempts int           // datagrams per port, 0 is 3; a port that answered gets no further ones
 	All      bool          // send every attempt to every port, to measure loss
+	Amid     int           // a remote port with so many silent ones on each side gets no last attempt: chance does not silence them all; 0 is never; Linux only
 	Spacing  time.Duration // between attempts at one port; 0 is 200 ms, or 2 round trips if that is more
 	Wait     time.Duration // for answers after the last attempt; 0 is 1 s, or 4 round trips but at least 200 ms if the round-trip time is known
 	Rate     int           // packets per second; 0 goes as fast as the answers show the far end can read
@@ -177,6 +178,24 @@ func (t *tally) key(i, attempt int) int { return attempt*len(t.answers) + i }
 
 // skip tells whether port i needs no further datagram.
 func (t *tally) skip(i int) bool { return !t.All && t.decided(i) }
+
+// amid tells whether port i is so deep among silent ones that one attempt less
+// proves as much.
+func (t *tally) amid(i, attempt int) bool {
+	if t.Amid == 0 || t.All || attempt == 0 || attempt < t.Attempts-1 {
+		return false
+	}
+	first, last := i-t.Amid, i+t.Amid
+	if first < 0 || last >= len(t.answers) || int(t.answers[last].Port)-int(t.answers[first].Port) != 2*t.Amid {
+		return false
+	}
+	for k := first; k <= last; k++ {
+		if t.decided(k) || int(t.answers[k].Sent) < attempt {
+			return false
+		}
+	}
+	return true
+}
 
 func (t *tally) decided(i int) bool { return t.answers[i].Answered > 0 || t.answers[i].Fault != None }
 

@@ -124,7 +124,7 @@ func (s *sweep) fill(now time.Duration) (int, time.Duration) {
 			s.pacer.round()
 		}
 		attempt, i := s.next/len(s.answers), s.order.at(s.next%len(s.answers))
-		if s.skip(i) {
+		if s.skip(i) || s.amid(i, attempt) {
 			s.next++
 			continue
 		}
