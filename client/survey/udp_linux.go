@@ -120,6 +120,9 @@ func (s *sweep) fill(now time.Duration) (int, time.Duration) {
 	n := 0
 	for n < limit && s.next < len(s.sentAt) {
 		if s.next%len(s.answers) == 0 && s.next > s.rounds*len(s.answers) {
+			if n > 0 {
+				return n, 0 // what the round before still sends counts in this one
+			}
 			s.rounds++
 			s.pacer.round()
 		}
