@@ -223,7 +223,7 @@ func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, a
 		r.advance(p.ID, ports.Len()-last)
 		last = 0
 	}
-	if r.cfg.Sweep {
+	if r.cfg.Sweep && p.Where != WhereLAN { // in a LAN nothing is under test
 		try(ports)
 		return got, nil
 	}

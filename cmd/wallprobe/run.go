@@ -45,7 +45,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "family", Usage: "address `FAMILY`: ipv4 or ipv6 (default: what the reflector's name gives first)"},
 			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
 			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
-			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range, not only edges, a sample and the boundaries between"},
+			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range beyond the firewall, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
 			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
