@@ -49,6 +49,8 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave()
 	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageData:
 		return Altered, fmt.Sprintf("byte %d on the way back arrived changed", o.Down)
+	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageTLS:
+		return Altered, o.Detail
 	case o.Fault == protocol.FaultAltered:
 		return Altered, "the reflector's answer arrived changed"
 	case o.Fault == protocol.FaultForeign && reached:

@@ -43,15 +43,34 @@ func planOf(set Setting, paths ...scenarios.Path) Plan {
 
 func TestPlanOfOneTCPPath(t *testing.T) {
 	p := path(t, "X-1", scenarios.TCP, "443")
-	p.Protocol, p.Names, p.Idle = "https", []string{"a.example"}, 50*time.Second
+	p.Protocol, p.Names, p.Idle = "tls", []string{"a.example"}, 50*time.Second
 	want := Plan{
 		Probes: []Probe{{ID: 1, Where: WhereFar, Transport: scenarios.TCP, Speak: "tls", Addr: farAddr, ServerName: "a.example", Ports: ports(t, "443"),
 			Bytes: DefaultBytes, Idle: 50 * time.Second}},
-		Items: []Item{{Path: p, Transport: scenarios.TCP, Spoken: "tls", Parts: []ItemPart{{Probe: 1, Ports: ports(t, "443")}},
+		Items: []Item{{Path: p, Transport: scenarios.TCP, Parts: []ItemPart{{Probe: 1, Ports: ports(t, "443")}},
 			Note: "aimed at the reflector's own address under the documented name: rules that go by address are not exercised"}},
 	}
 	if diff := cmp.Diff(want, planOf(Setting{}, p), same); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestWaysOfHTTPSAreProbedEachByItselfAndOneSuffices(t *testing.T) {
+	p := path(t, "X-1", scenarios.TCP, "443")
+	p.Protocol, p.Names = "https", []string{"a.example"}
+	plan := planOf(Setting{}, p)
+	var variants, targets []string
+	for _, pr := range plan.Probes {
+		if variants = append(variants, pr.Variant); pr.Speak != "https" || pr.ServerName != "a.example" {
+			t.Errorf("%+v", pr)
+		}
+	}
+	for _, part := range plan.Items[0].Parts {
+		targets = append(targets, part.Target)
+	}
+	want := []string{"h2", "http/1.1", "websocket"}
+	if cmp.Diff(want, variants) != "" || cmp.Diff(want, targets) != "" || plan.Items[0].Path.Pick != scenarios.PickAny || plan.Items[0].Spoken != "" {
+		t.Errorf("%v, %v, %+v", variants, targets, plan.Items[0])
 	}
 }
 

@@ -46,7 +46,7 @@ func differences(near, far *wire.Said, harmless func(sent, heard string) bool) (
 	}{{far.Sent, near.Heard, "here"}, {near.Sent, far.Heard, "at the reflector"}} {
 		for i := range min(len(way.sent), len(way.heard)) {
 			sent, heard := way.sent[i], way.heard[i]
-			unfinished := i == len(way.heard)-1 && strings.HasPrefix(sent, heard)
+			unfinished := i == len(way.heard)-1 && heard != "" && strings.HasPrefix(sent, heard)
 			if sent == heard || unfinished {
 				continue
 			}
@@ -57,15 +57,24 @@ func differences(near, far *wire.Said, harmless func(sent, heard string) bool) (
 				}
 				continue
 			}
-			if rest := way.sent[i+1:]; slices.Contains(rest, heard) {
+			if rest := block(way.sent[i+1:]); slices.Contains(rest, heard) {
 				said = fmt.Sprintf("%s was sent and taken away", quoted(sent))
-			} else if slices.Contains(way.heard[i+1:], sent) {
+			} else if slices.Contains(block(way.heard[i+1:]), sent) {
 				said = fmt.Sprintf("%s was put in before it arrived %s", quoted(heard), way.to)
 			}
 			return said, helped
 		}
 	}
 	return "", helped
+}
+
+// block gives the lines up to an empty one, which ends the head of a message:
+// what comes after that belongs to another.
+func block(lines []string) []string {
+	if i := slices.Index(lines, ""); i >= 0 {
+		return lines[:i+1]
+	}
+	return lines
 }
 
 // quoted shows a line, cut where it is long.

@@ -190,7 +190,7 @@ func TestProtocolOfAScenarioIsSpokenOrStoodInFor(t *testing.T) {
 		{"", scenarios.UDP, said{"datagram", true}},
 		{"tls", scenarios.TCP, said{"tls", true}},
 		{"tls", scenarios.UDP, said{"datagram", false}},
-		{"https", scenarios.TCP, said{"tls", false}},
+		{"https", scenarios.TCP, said{"https", true}},
 		{"https", scenarios.UDP, said{"datagram", false}},
 		{"rtp", scenarios.UDP, said{"datagram", false}},
 		{"smtp", scenarios.TCP, said{"plain", false}},

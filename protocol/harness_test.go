@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"math/big"
 	"net"
+	"net/http"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -40,6 +41,8 @@ func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) 
 	m, err := wire.Parse(p, &f.keys)
 	return m, &f.keys, err
 }
+
+func (f *testFar) Control() http.Handler { return http.NotFoundHandler() }
 
 func (f *testFar) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.cert, nil }
 

@@ -66,7 +66,9 @@ func (r *Result) steps() func(stage string, err error) bool {
 func (x Exchange) carry(c net.Conn, r *Result, step func(string, error) bool) {
 	if x.Bytes > 0 {
 		var err error
-		r.Up, r.Down, err = swap(c, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall)
+		p := newPace()
+		r.Up, r.Down, err = swap(pacedConn{c, p}, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall)
+		r.Rate, r.Pause = rate(min(r.Up, r.Down), time.Since(p.began)), p.pause(err != nil)
 		if !step(StageData, err) {
 			return
 		}
@@ -182,7 +184,19 @@ func drain(n uint32) time.Duration {
 
 const chunk = 16 << 10
 
-func sendStream(c net.Conn, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
+// A sink and a source are the halves of a connection, or of what goes over one.
+type (
+	sink interface {
+		io.Writer
+		SetWriteDeadline(time.Time) error
+	}
+	source interface {
+		io.Reader
+		SetReadDeadline(time.Time) error
+	}
+)
+
+func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	buf := make([]byte, min(chunk, int(n)))
 	var total int64
 	for total < int64(n) {
@@ -199,7 +213,7 @@ func sendStream(c net.Conn, s *wire.Stream, n uint32, stall time.Duration) (int6
 }
 
 // checkStream reads n bytes and stops at the first that differs from s.
-func checkStream(c net.Conn, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
+func checkStream(c source, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	got, want := make([]byte, min(chunk, int(n))), make([]byte, min(chunk, int(n)))
 	var total int64
 	for total < int64(n) {

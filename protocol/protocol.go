@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"time"
@@ -86,6 +87,11 @@ func init() {
 	protocols = map[string]*Protocol{
 		"plain": plain,
 		"tls":   tlsPlain,
+
+		"automate-control-center": controlCenter,
+		"http":                    plainHTTP,
+		"http-connect":            throughProxy,
+		"https":                   secureHTTP,
 	}
 }
 
@@ -100,7 +106,7 @@ const (
 
 // standIns names what is spoken for protocols that have no implementation of
 // their own yet, where the plain exchange would look wrong on the wire.
-var standIns = map[string]string{"https": "tls", "mcs": "tls", "smtps": "tls", "imaps": "tls", "pop3s": "tls", "4d-tls": "tls"}
+var standIns = map[string]string{"mcs": "tls", "smtps": "tls", "imaps": "tls", "pop3s": "tls", "4d-tls": "tls"}
 
 // For finds what to speak for a scenario's protocol name. own tells that it is
 // the protocol itself and not a stand-in for it.
@@ -240,6 +246,8 @@ type Far interface {
 	Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Inner serves what is spoken inside TLS.
 	Inner(ctx context.Context, c net.Conn) []wire.Event
+	// Control answers HTTP requests below wire.ControlPath.
+	Control() http.Handler
 	// Listen opens a port of its own on the address that a proven peer came to,
 	// for one further connection.
 	Listen(at netip.Addr) (net.Listener, error)

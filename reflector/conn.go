@@ -2,7 +2,6 @@ package reflector
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
@@ -76,12 +75,8 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	if known := protocol.Claim(p.peek, inTLS); known != nil {
 		return known.TCP.Serve(ctx, p, underWay{r, c})
 	}
-	switch {
-	case head[0] < 2 && r.isSTUN(p):
+	if head[0] < 2 && r.isSTUN(p) {
 		r.relay.Conn(p)
-		return nil
-	case isHTTP(head):
-		r.web.serve(p)
 		return nil
 	}
 	return r.unknown(p, e)
@@ -92,17 +87,6 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 func (r *Reflector) greeter(c net.Conn, inTLS bool) *protocol.Protocol {
 	at, _ := netip.ParseAddrPort(c.LocalAddr().String())
 	return protocol.Named(r.cfg.Speaks[protocol.Port{Transport: scenarios.TCP, Number: at.Port(), Inside: inTLS}])
-}
-
-// isHTTP tells a request line of the methods that a control call or a curious
-// person would use.
-func isHTTP(head []byte) bool {
-	for _, m := range []string{"POST", "GET ", "HEAD", "OPTI", "PUT "} {
-		if bytes.Equal(head, []byte(m)) {
-			return true
-		}
-	}
-	return false
 }
 
 // isSTUN looks for the magic cookie (RFC 8489 section 5).

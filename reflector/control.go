@@ -1,96 +1,17 @@
 package reflector
 
 import (
-	"context"
 	"crypto/hmac"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
 )
-
-// A web serves control calls on connections that the port sharing hands it.
-type web struct {
-	server http.Server
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func newWeb(h http.Handler) *web {
-	return &web{
-		conns:  make(chan net.Conn),
-		closed: make(chan struct{}),
-		server: http.Server{
-			Handler:           h,
-			ReadHeaderTimeout: firstBytes,
-			ReadTimeout:       30 * time.Second,
-			IdleTimeout:       2 * time.Minute,
-			MaxHeaderBytes:    16 << 10,
-			ErrorLog:          nil,
-		},
-	}
-}
-
-// serve hands a connection to the HTTP server and waits until it is done with it.
-func (w *web) serve(c net.Conn) {
-	held := &heldConn{Conn: c, done: make(chan struct{})}
-	select {
-	case w.conns <- held:
-		<-held.done
-	case <-w.closed:
-	}
-}
-
-// run serves until ctx ends, then lets calls under way finish for a moment.
-func (w *web) run(ctx context.Context) {
-	var wg sync.WaitGroup
-	wg.Go(func() { w.server.Serve(w) })
-	<-ctx.Done()
-	grace, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
-	if w.server.Shutdown(grace) != nil {
-		w.server.Close()
-	}
-	wg.Wait()
-}
-
-// Accept, Close and Addr make a web its own net.Listener.
-func (w *web) Accept() (net.Conn, error) {
-	select {
-	case c := <-w.conns:
-		return c, nil
-	case <-w.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-// Close ends Accept.
-func (w *web) Close() error { w.once.Do(func() { close(w.closed) }); return nil }
-
-// Addr has no meaning here: every connection knows its own.
-func (w *web) Addr() net.Addr { return &net.TCPAddr{} }
-
-// heldConn tells when the HTTP server is done with a connection.
-type heldConn struct {
-	net.Conn
-	once sync.Once
-	done chan struct{}
-}
-
-func (h *heldConn) Close() error {
-	err := h.Conn.Close()
-	h.once.Do(func() { close(h.done) })
-	return err
-}
 
 // calls is the one list of control calls.
 var calls = map[string]func(r *Reflector, from netip.AddrPort, body []byte) (any, error){
@@ -99,6 +20,9 @@ var calls = map[string]func(r *Reflector, from netip.AddrPort, body []byte) (any
 	wire.CallInward: (*Reflector).inward,
 	wire.CallBye:    (*Reflector).bye,
 }
+
+// Control is protocol.Far.
+func (r *Reflector) Control() http.Handler { return r }
 
 // ServeHTTP answers control calls; everything else gets a bare 404.
 func (r *Reflector) ServeHTTP(w http.ResponseWriter, req *http.Request) {

@@ -2,19 +2,16 @@ package reflector
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"io"
 	"net"
-	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"os"
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -277,32 +274,5 @@ func TestCallsBackSayWhatTheyMet(t *testing.T) {
 		}
 		l.Close()
 		wg.Wait()
-	}
-}
-
-func TestWebServesConnectionsThatItIsHanded(t *testing.T) {
-	b := newBench(t, Config{})
-	ctx, cancel := contextFor(t)
-	var wg sync.WaitGroup
-	wg.Go(func() { b.web.run(ctx) })
-	near, far := net.Pipe()
-	wg.Go(func() { b.web.serve(far) })
-	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return near, nil }}
-	resp, err := (&http.Client{Transport: tr, Timeout: 5 * time.Second}).Get("http://reflector/")
-	if err != nil || resp.StatusCode != 404 {
-		t.Errorf("%v, %v", resp, err)
-	}
-	cancel() // with the connection idle
-	wg.Wait()
-	if _, err := near.Read(make([]byte, 1)); err == nil {
-		t.Error("the connection is still open")
-	}
-	done := make(chan struct{})
-	_, late := net.Pipe()
-	go func() { b.web.serve(late); close(done) }()
-	select {
-	case <-done:
-	case <-time.After(5 * time.Second):
-		t.Error("a connection after the end is held for ever")
 	}
 }

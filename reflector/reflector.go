@@ -50,7 +50,6 @@ type Reflector struct {
 	journal  journal
 	ca       *authority
 	relay    *relay.Server
-	web      *web
 	conns    sources
 	late     later
 	witness  *steer.SYNs
@@ -81,7 +80,6 @@ func Listen(cfg Config) (*Reflector, error) {
 	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward)}
 	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
-	r.web = newWeb(r)
 	r.relay = relay.New(r.relayConfig())
 	for _, u := range set.Unserved() {
 		r.unserved = append(r.unserved, wire.Unserved{Transport: u.Transport, Ports: u.Ports, Reason: u.Err.Error()})
@@ -145,7 +143,6 @@ func (r *Reflector) Serve(ctx context.Context) error {
 			}
 		})
 	}
-	part("control", func(ctx context.Context) error { r.web.run(ctx); return nil })
 	part("relay", r.relay.Run)
 	part("ports", func(ctx context.Context) error { return r.set.Serve(ctx, r) })
 	if r.witness != nil {

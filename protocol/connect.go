@@ -1,0 +1,148 @@
+package protocol
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// throughProxy asks the far end as if it were the site's proxy (GT-4): for a
+// tunnel that leads to the far end itself and to nowhere else.
+var throughProxy = &Protocol{
+	Doc:    "CONNECT (RFC 9110 section 9.3.6) for the path's name, port 443, then TLS and data in the tunnel; the token is in Proxy-Authorization, its answer in Proxy-Authentication-Info",
+	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindConnect },
+	TCP:    &Ends{Probe: probeConnect, Serve: serveHTTP},
+}
+
+// proxyAnswer is the far end's answer in a proxy's stead (RFC 7615).
+const proxyAnswer = "Proxy-Authentication-Info"
+
+// probeConnect is the near end.
+func probeConnect(ctx context.Context, c net.Conn, x Exchange) (r Result) {
+	h := newHTTPConn(ctx, c)
+	defer context.AfterFunc(ctx, func() { h.SetDeadline(past) })()
+	began := time.Now()
+	step := r.steps()
+	q := requests{x: x, r: &r, conn: h, token: x.Token()}
+	h1 := newHTTP1(h, x.Stall)
+	err := q.tunnel(h1, x.base(c, "https", x.Port).Host+":443")
+	rtt, seen := r.RTT, r.Seen
+	defer func() { r.RTT, r.Seen, r.Said, r.Took = rtt, seen, h.record(), time.Since(began) }()
+	if !step(StageToken, err) {
+		return r
+	}
+	tc, agreed, failed := x.overTLS(ctx, &tunnelled{h, h1.r})
+	if tc == nil {
+		return failed
+	}
+	r.TLS = agreed
+	x.carry(tc, &r, step)
+	return r
+}
+
+// tunnel asks for the tunnel.
+func (q *requests) tunnel(h *http1, target string) error {
+	q.conn.extend(q.x.Stall)
+	sent := time.Now()
+	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: target}, Host: target, ProtoMajor: 1, ProtoMinor: 1,
+		Header: http.Header{"User-Agent": {userAgent}, "Proxy-Authorization": {"Bearer " + q.token}}}
+	resp, err := h.RoundTrip(req)
+	q.r.RTT = time.Since(sent)
+	if err != nil {
+		return q.ended(err)
+	}
+	err = q.x.CheckToken(resp.Header.Get(proxyAnswer), q.r)
+	switch {
+	case errors.Is(err, ErrForeign):
+		err = foreign("the reflector's answer", strings.TrimSpace(resp.Proto+" "+resp.Status))
+	case err == nil && resp.StatusCode != http.StatusOK:
+		err = errAltered
+	}
+	return q.ended(err)
+}
+
+// A tunnelled connection begins with what was read ahead.
+type tunnelled struct {
+	*httpConn
+	r *bufio.Reader
+}
+
+func (t *tunnelled) Read(b []byte) (int, error) { return t.r.Read(b) }
+
+// connect is the far end of CONNECT. No tunnel leads anywhere else: what is
+// spoken inside is served here.
+func (s *httpServer) connect(a *answer) {
+	s.step.Lock()
+	defer s.step.Unlock()
+	text := a.r.Header.Get("Proxy-Authorization")
+	x := (*httpExchange)(nil)
+	if text != "" && a.r.ProtoMajor == 1 {
+		x, _ = s.exchange(text)
+	}
+	if x == nil || x.event.Fault != "" {
+		a.Header().Set("Proxy-Authenticate", "Bearer")
+		a.Header().Set("Connection", "close")
+		a.page(http.StatusProxyAuthRequired, page)
+		return
+	}
+	c, rw, err := http.NewResponseController(a.ResponseWriter).Hijack()
+	if err != nil {
+		s.ended(x, err)
+		return
+	}
+	defer c.Close()
+	s.ended(x, s.serveTunnel(&tunnelled{s.conn, rw.Reader}, x))
+}
+
+// serveTunnel answers the token, shakes hands and runs what was asked for.
+func (s *httpServer) serveTunnel(c net.Conn, x *httpExchange) error {
+	c.SetDeadline(time.Now().Add(farStall))
+	head := "HTTP/1.1 200 Connection established\r\n" + proxyAnswer + ": rspauth=" + textOf(&x.reply, x.keys) + "\r\n\r\n"
+	if _, err := c.Write([]byte(head)); err != nil {
+		return err
+	}
+	s.reached(x, StageTLS)
+	tc, seen, err := acceptTLS(s.ctx, c, s.far)
+	e := x.event
+	e.TLS = seen
+	if err == nil {
+		serveCarry(tc, x.keys, x.reply, &e)
+		tc.SetDeadline(time.Now().Add(time.Second))
+		tc.Close()
+	}
+	s.mu.Lock()
+	x.event = e
+	s.mu.Unlock()
+	return err
+}
+
+// serveSocket is the far end of WebSocket.
+func (s *httpServer) serveSocket(a *answer, x *httpExchange) error {
+	x.prove(a, wire.Reply, false)
+	ws, err := websocket.Accept(a.ResponseWriter, a.r, &websocket.AcceptOptions{
+		CompressionMode: websocket.CompressionDisabled, InsecureSkipVerify: true}) // #nosec: the origin is whatever name the path has
+	if err != nil {
+		return foreign("a request for a WebSocket", a.r.Method)
+	}
+	s.reached(x, StageToken)
+	c := overMessages(ws, s.conn)
+	defer c.Close()
+	e := x.event
+	serveCarry(c, x.keys, x.reply, &e)
+	if e.Stage == StageDone {
+		c.farewell(farStall)
+	}
+	s.mu.Lock()
+	x.event = e
+	s.mu.Unlock()
+	return nil
+}
