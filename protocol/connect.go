@@ -34,19 +34,35 @@ func probeConnect(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	step := r.steps()
 	q := requests{x: x, r: &r, conn: h, token: x.Token()}
 	h1 := newHTTP1(h, x.Stall)
-	err := q.tunnel(h1, x.base(c, "https", x.Port).Host+":443")
-	rtt, seen := r.RTT, r.Seen
-	defer func() { r.RTT, r.Seen, r.Said, r.Took = rtt, seen, h.record(), time.Since(began) }()
-	if !step(StageToken, err) {
+	target := x.base(c, "https", x.Port)
+	if !step(StageToken, q.tunnel(h1, target.Host+":443")) {
+		r.Said = h.record()
 		return r
 	}
-	tc, agreed, failed := x.overTLS(ctx, &tunnelled{h, h1.r})
+	rtt := r.RTT
+	tc, seen, r := x.overTLS(ctx, &tunnelled{h, h1.r})
+	shaken := time.Since(began)
 	if tc == nil {
-		return failed
+		r.Said = h.record()
+		return r
 	}
-	r.TLS = agreed
-	x.carry(tc, &r, step)
+	x.overHTTP1(ctx, tc, target, &r)
+	r.RTT, r.TLS, r.Took, r.Said = rtt, seen, r.Took+shaken, joined(h.record(), r.Said)
+	if r.Stage == StageDone {
+		leave(c, x.Stall)
+	}
 	return r
+}
+
+// joined is one record of what was said outside and inside a tunnel.
+func joined(outside, inside *wire.Said) *wire.Said {
+	for _, line := range inside.Sent {
+		outside.Say(line)
+	}
+	for _, line := range inside.Heard {
+		outside.Hear(line)
+	}
+	return outside
 }
 
 // tunnel asks for the tunnel.
@@ -103,7 +119,8 @@ func (s *httpServer) connect(a *answer) {
 	s.ended(x, s.serveTunnel(&tunnelled{s.conn, rw.Reader}, x))
 }
 
-// serveTunnel answers the token, shakes hands and runs what was asked for.
+// serveTunnel answers the token, shakes hands and serves the HTTP inside, whose
+// event becomes that of the exchange.
 func (s *httpServer) serveTunnel(c net.Conn, x *httpExchange) error {
 	c.SetDeadline(time.Now().Add(farStall))
 	head := "HTTP/1.1 200 Connection established\r\n" + proxyAnswer + ": rspauth=" + textOf(&x.reply, x.keys) + "\r\n\r\n"
@@ -112,17 +129,16 @@ func (s *httpServer) serveTunnel(c net.Conn, x *httpExchange) error {
 	}
 	s.reached(x, StageTLS)
 	tc, seen, err := acceptTLS(s.ctx, c, s.far)
-	e := x.event
-	e.TLS = seen
-	if err == nil {
-		serveCarry(tc, x.keys, x.reply, &e)
-		tc.SetDeadline(time.Now().Add(time.Second))
-		tc.Close()
+	x.event.TLS = seen
+	if err != nil {
+		return err
 	}
-	s.mu.Lock()
-	x.event = e
-	s.mu.Unlock()
-	return err
+	for _, e := range serveHTTP(s.ctx, tc, s.far) {
+		x.event.Stage, x.event.Fault, x.event.BytesIn, x.event.BytesOut = e.Stage, e.Fault, e.BytesIn, e.BytesOut
+		x.inside = e.Said
+	}
+	tc.SetDeadline(time.Now().Add(time.Second))
+	return tc.CloseWrite()
 }
 
 // serveSocket is the far end of WebSocket.

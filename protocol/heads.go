@@ -127,8 +127,10 @@ const sampleSize = wire.MessageSize
 type httpConn struct {
 	net.Conn
 	ctx    context.Context
-	closed chan struct{}
+	closed chan struct{} // when Close was called
 	once   sync.Once
+	stop   sync.Once
+	ended  chan struct{} // when nothing more can be read
 
 	mu     sync.Mutex
 	said   wire.Said
@@ -140,7 +142,7 @@ type httpConn struct {
 }
 
 func newHTTPConn(ctx context.Context, c net.Conn) *httpConn {
-	h := &httpConn{Conn: c, ctx: ctx, closed: make(chan struct{})}
+	h := &httpConn{Conn: c, ctx: ctx, closed: make(chan struct{}), ended: make(chan struct{})}
 	h.sent.keep, h.heard.keep = h.said.Say, h.said.Hear
 	return h
 }
@@ -150,6 +152,9 @@ func (h *httpConn) Read(b []byte) (int, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.in += int64(n)
+	if err != nil && faultOf(err) != FaultTimeout {
+		h.stop.Do(func() { close(h.ended) })
+	}
 	h.err = err
 	h.sample = append(h.sample, b[:min(n, sampleSize-len(h.sample))]...)
 	h.heard.feed(b[:n])
@@ -169,10 +174,18 @@ func (h *httpConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Close closes the connection once.
+// Close ends all reads and writes. Whoever made the connection closes it: at the
+// far end after its event was kept, so that a near end which waits for that can
+// ask for the ledger.
 func (h *httpConn) Close() error {
 	h.once.Do(func() { close(h.closed) })
-	return h.Conn.Close()
+	return h.Conn.SetDeadline(past)
+}
+
+// leave waits for the far end to close the connection after all was done.
+func leave(c net.Conn, stall time.Duration) {
+	c.SetReadDeadline(time.Now().Add(min(stall, time.Second)))
+	io.Copy(io.Discard, io.LimitReader(c, maxHead))
 }
 
 // CloseWrite ends this end's half, where there are halves.

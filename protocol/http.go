@@ -85,10 +85,15 @@ func kindOfHTTP(peek Peek) int {
 
 // probeHTTP is the near end.
 func probeHTTP(ctx context.Context, c net.Conn, x Exchange) (r Result) {
-	x.overHTTP(ctx, c, &r, func(h *httpConn) requests {
-		return requests{x: x, r: &r, conn: h, base: x.base(c, "http", 80), send: newHTTP1(h, x.Stall).RoundTrip}
-	})
+	x.overHTTP1(ctx, c, x.base(c, "http", 80), &r)
 	return r
+}
+
+// overHTTP1 runs the exchange in HTTP/1.1.
+func (x Exchange) overHTTP1(ctx context.Context, c net.Conn, base url.URL, r *Result) {
+	x.overHTTP(ctx, c, r, func(h *httpConn) requests {
+		return requests{x: x, r: r, conn: h, base: base, send: newHTTP1(h, x.Stall).RoundTrip}
+	})
 }
 
 // overHTTP runs the requests over a connection.
@@ -109,6 +114,11 @@ func (x Exchange) overHTTP(ctx context.Context, c net.Conn, r *Result, begin fun
 		return
 	}
 	step(StageDone, nil)
+	if q.leave != nil {
+		q.leave()
+		return
+	}
+	leave(h, x.Stall)
 }
 
 // base is the URL of the far end: the path's name or else the address that was
@@ -136,7 +146,8 @@ type requests struct {
 	base   url.URL
 	send   func(*http.Request) (*http.Response, error)
 	token  string
-	framed bool // the token is in front of the body, see framedPath
+	framed bool   // the token is in front of the body, see framedPath
+	leave  func() // ends the connection in order; nil waits for the far end to do so
 }
 
 // new makes a request with the token.

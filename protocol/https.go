@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
@@ -42,20 +43,22 @@ func probeHTTPS(ctx context.Context, c net.Conn, x Exchange) Result {
 	if tc == nil {
 		return r
 	}
+	shaken := time.Since(began)
 	base := x.base(c, "https", 443)
 	switch {
 	case x.Variant == variantSocket:
 		r = x.overWebSocket(ctx, tc, base)
 	case !slices.Contains(seen.Offered, "h2"):
-		x.overHTTP(ctx, tc, &r, func(h *httpConn) requests {
-			return requests{x: x, r: &r, conn: h, base: base, send: newHTTP1(h, x.Stall).RoundTrip}
-		})
+		x.overHTTP1(ctx, tc, base, &r)
 	case seen.ALPN != "h2":
 		r.Stage, r.Err, r.Fault = StageTLS, notH2(seen.ALPN), FaultAltered
 	default:
 		x.overHTTP2(ctx, tc, base, &r)
 	}
-	r.TLS, r.Took = seen, time.Since(began)
+	r.TLS, r.Took = seen, r.Took+shaken
+	if r.Stage == StageDone {
+		leave(c, x.Stall)
+	}
 	return r
 }
 
@@ -68,7 +71,7 @@ func notH2(agreed string) error {
 }
 
 // overHTTP2 runs the requests as streams of one HTTP/2 connection.
-func (x Exchange) overHTTP2(ctx context.Context, tc net.Conn, base url.URL, r *Result) {
+func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *Result) {
 	var cc *http2.ClientConn
 	x.overHTTP(ctx, tc, r, func(h *httpConn) requests {
 		h.binary()
@@ -76,7 +79,16 @@ func (x Exchange) overHTTP2(ctx context.Context, tc net.Conn, base url.URL, r *R
 		t := &http2.Transport{DisableCompression: true, MaxHeaderListSize: maxHead}
 		var err error
 		cc, err = t.NewClientConn(h)
-		return requests{x: x, r: r, conn: h, base: base, send: func(req *http.Request) (*http.Response, error) {
+		goodbye := func() {
+			tc.CloseWrite()
+			select {
+			case <-h.ended:
+			case <-h.closed: // the library left when the far end said that it will
+				leave(tc, x.Stall)
+			case <-time.After(min(x.Stall, time.Second)):
+			}
+		}
+		return requests{x: x, r: r, conn: h, base: base, leave: goodbye, send: func(req *http.Request) (*http.Response, error) {
 			if err != nil {
 				return nil, err
 			}

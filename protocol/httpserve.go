@@ -95,6 +95,8 @@ type httpExchange struct {
 	reply wire.Message
 	done  map[string]bool // parts by path
 	event wire.Event
+
+	inside *wire.Said // a tunnel
 }
 
 // end waits for all requests after the connection was closed.
@@ -422,7 +424,9 @@ func (s *httpServer) events() []wire.Event {
 		if e.Stage != StageDone && s.ctx.Err() != nil {
 			e.Fault = FaultTimeout // this end is told to stop
 		}
-		e.Said = said
+		if e.Said = said; x.inside != nil {
+			e.Said = joined(s.conn.record(), x.inside)
+		}
 		list = append(list, e)
 	}
 	return list

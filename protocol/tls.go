@@ -95,7 +95,7 @@ func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		inner[i].TLS = seen
 	}
 	tc.SetDeadline(time.Now().Add(time.Second))
-	tc.Close() // close-notify, so that an orderly end is told from a cut
+	tc.CloseWrite() // close-notify, so that an orderly end is told from a cut; the connection ends once its events are kept
 	if len(inner) == 0 {
 		return []wire.Event{e}
 	}
