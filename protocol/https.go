@@ -28,6 +28,7 @@ var secureHTTP = &Protocol{
 	Doc:      "TLS for the path's name and ALPN as browsers offer it, then HTTP or WebSocket inside; the token is in Authorization, its answer in Authentication-Info",
 	Variants: []string{variantH2, variantHTTP1, variantSocket},
 	Bulk:     true,
+	Secure:   true,
 	Claims:   func(peek Peek, inTLS bool) bool { return inTLS && kindOfHTTP(peek) > 0 },
 	TCP:      &Ends{Probe: probeHTTPS, Serve: serveHTTP},
 }
