@@ -85,6 +85,7 @@ var protocols map[string]*Protocol
 
 func init() {
 	protocols = map[string]*Protocol{
+		"dns":   dnsProtocol,
 		"plain": plain,
 		"tls":   tlsPlain,
 
