@@ -73,6 +73,8 @@ type Ends struct {
 	// Answer is the far end over UDP: the answer to one datagram, which has to be
 	// no longer than it unless its token proved good; nil is none.
 	Answer func(p []byte, from, to netip.AddrPort, far Far) (reply []byte, e wire.Event)
+	// Stream: over UDP too there is a server name and a data phase.
+	Stream bool
 }
 
 // A Peek looks at the first n bytes of a stream, waiting for them for a while.
@@ -87,6 +89,7 @@ func init() {
 	protocols = map[string]*Protocol{
 		"dns":   dnsProtocol,
 		"plain": plain,
+		QUIC:    quicProtocol,
 		"tls":   tlsPlain,
 
 		"automate-control-center": controlCenter,

@@ -13,8 +13,8 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// Datagrams shares every UDP port between the project's own probes, STUN and
-// TURN, by first byte (RFC 9443). What proves nothing gets no answer.
+// Datagrams shares every UDP port between the project's own probes, STUN,
+// TURN and QUIC, by first byte (RFC 9443). What proves nothing gets no answer.
 func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagram)) {
 	var out []steer.Datagram
 	var sent []arrived
@@ -22,6 +22,9 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 		d := &batch[i]
 		if !wire.IsMessage(d.Payload) {
 			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xf0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
+				continue
+			}
+			if r.spoken(d) == nil && r.quic.take(d) {
 				continue
 			}
 			if reply := r.answer(d); reply != nil {
@@ -48,8 +51,8 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 // answer is what the protocol of the port has to say to a datagram, nil when it
 // has none or nothing to say.
 func (r *Reflector) answer(d *steer.Datagram) []byte {
-	ends := protocol.On(r.cfg.Speaks[protocol.Port{Transport: scenarios.UDP, Number: d.Local.Port()}], scenarios.UDP)
-	if ends == nil || ends.Answer == nil {
+	ends := r.spoken(d)
+	if ends == nil {
 		r.strayDatagram(d, wire.SessionID{}, protocol.FaultForeign)
 		return nil
 	}
@@ -71,6 +74,16 @@ func (r *Reflector) answer(d *steer.Datagram) []byte {
 		return nil // an unproven source never gets more than it sent
 	}
 	return reply
+}
+
+// spoken is the protocol that answers single datagrams on the port that one was
+// aimed at, nil when there is none.
+func (r *Reflector) spoken(d *steer.Datagram) *protocol.Ends {
+	ends := protocol.On(r.cfg.Speaks[protocol.Port{Transport: scenarios.UDP, Number: d.Local.Port()}], scenarios.UDP)
+	if ends == nil || ends.Answer == nil {
+		return nil
+	}
+	return ends
 }
 
 // untouched is protocol.Far for a datagram: its source is not the session's

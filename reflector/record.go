@@ -182,9 +182,7 @@ func (r *record) begin(e wire.Event) {
 func (r *record) event(e wire.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if e.Transport == scenarios.TCP {
-		delete(r.open, tuple{e.Remote, e.Local})
-	}
+	delete(r.open, tuple{e.Remote, e.Local})
 	p := r.probe(e.Probe)
 	switch {
 	case p == nil:

@@ -50,6 +50,7 @@ type Reflector struct {
 	journal  journal
 	ca       *authority
 	relay    *relay.Server
+	quic     *quicPort
 	conns    sources
 	late     later
 	witness  *steer.SYNs
@@ -81,6 +82,7 @@ func Listen(cfg Config) (*Reflector, error) {
 	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
 	r.relay = relay.New(r.relayConfig())
+	r.quic = newQUICPort(r)
 	for _, u := range set.Unserved() {
 		r.unserved = append(r.unserved, wire.Unserved{Transport: u.Transport, Ports: u.Ports, Reason: u.Err.Error()})
 	}
@@ -144,6 +146,7 @@ func (r *Reflector) Serve(ctx context.Context) error {
 		})
 	}
 	part("relay", r.relay.Run)
+	part("quic", r.quic.run)
 	part("ports", func(ctx context.Context) error { return r.set.Serve(ctx, r) })
 	if r.witness != nil {
 		part("SYN witness", func(ctx context.Context) error { return r.witness.Run(ctx, r.witnessed) })
