@@ -154,6 +154,9 @@ func (e *portEvidence) count() (seen, answered int) {
 	if n := len(e.events); n > 0 {
 		return min(n, max(e.near.Sent, 1)), min(n, max(e.near.Sent, 1))
 	}
+	if e.speak == protocol.QUIC && len(e.strays) > 0 {
+		return min(len(e.strays), max(e.near.Sent, 1)), 0
+	}
 	if e.transport == scenarios.TCP && e.syns > 0 {
 		return min(e.syns, max(e.near.Sent, 1)), 0
 	}

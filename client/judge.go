@@ -159,6 +159,7 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 	judge := func(port uint16) (seen int) {
 		e := v.at(o, f.Transport, port)
 		e.maxLoss, e.speak = cmp.Or(f.MaxLoss, defaultLoss), cmp.Or(f.Spoken, f.Protocol)
+		e.sift()
 		c = e.conclude(known)
 		seen, _ = e.count()
 		return seen
@@ -248,6 +249,8 @@ func (e *portEvidence) judge() (Verdict, string) {
 		return e.judgeDone()
 	case o.Fault == faultICMP && o.Answered == 0:
 		return e.judgeICMP()
+	case e.transport == scenarios.UDP && e.speak == protocol.QUIC:
+		return e.judgeQUIC()
 	case e.transport == scenarios.UDP:
 		return e.judgeUDP()
 	case o.Stage == protocol.StageConnect:
@@ -356,6 +359,8 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 		return Unmeasured, "the reflector gave no relayed address: " + cmp.Or(o.Detail, o.Fault)
 	case o.Invalid > 0:
 		return e.judgeInvalid()
+	case o.Fault == protocol.FaultForeign || o.Fault == protocol.FaultAltered:
+		return e.judgeWrong()
 	case o.Fault != "" && o.Fault != protocol.FaultTimeout:
 		return Unmeasured, "this machine could not send: " + cmp.Or(o.Detail, o.Fault)
 	}

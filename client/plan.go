@@ -290,11 +290,17 @@ func (p *Probe) shape() {
 	case p.Sweeps():
 		p.Bytes, p.Datagram, p.Idle, p.MaxLoss, p.ServerName, p.Variant = 0, 0, 0, 0, "", ""
 		p.Speak, _ = protocol.For("", p.Transport)
-	case p.Transport == scenarios.TCP:
+	case p.Transport == scenarios.TCP || p.streams():
 		p.Datagram, p.MaxLoss = 0, 0
 	default:
 		p.Bytes, p.ServerName = 0, ""
 	}
+}
+
+// streams tells whether the probe's protocol carries a stream over UDP.
+func (p Probe) streams() bool {
+	ends := protocol.On(p.Speak, p.Transport)
+	return ends != nil && ends.Stream
 }
 
 // like tells whether one probe can serve both: the same exchange, or two

@@ -295,7 +295,15 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 		return o
 	}
 	defer c.Close()
-	o.stream(protocol.On(p.Speak, scenarios.UDP).Probe(ctx, c, r.exchange(p, port)))
+	if err := survey.QueueErrors(c); err != nil {
+		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		return o
+	}
+	res := protocol.On(p.Speak, scenarios.UDP).Probe(ctx, c, r.exchange(p, port))
+	o.stream(res)
+	if isErrno(res.Err) {
+		o.fault(survey.Explain(c, res.Err))
+	}
 	return o
 }
 
