@@ -157,12 +157,7 @@ func (x Exchange) checkDNS(q *dns.Msg, b []byte, r *Result) (line string, err er
 		r.Sample = b[:min(len(b), 64)]
 		return "", fmt.Errorf("%w: %w", err, ErrForeign)
 	}
-	token := ""
-	for _, rr := range slices.Concat(a.Answer, a.Extra) {
-		if t, ok := rr.(*dns.TXT); ok && len(t.Txt) == 1 && token == "" {
-			token = t.Txt[0]
-		}
-	}
+	token := dnsToken(&a)
 	if err = x.CheckToken(token, r); err != nil {
 		token = ""
 	}
@@ -175,9 +170,19 @@ func (x Exchange) checkDNS(q *dns.Msg, b []byte, r *Result) (line string, err er
 	case token != "" && !slices.Equal(a.Question, q.Question):
 		return line, fmt.Errorf("%q was asked, the answer is to %q: %w", dnsLine("query", q, ""), dnsLine("query", &dns.Msg{Question: a.Question}, ""), errAltered)
 	case token == "":
-		return line, fmt.Errorf("%q where %s belongs: %w", line, dnsValue(want.Answer[0]), err)
+		return line, fmt.Errorf("%q where %s with the token belongs: %w", line, dnsValue(want.Answer[0]), err)
 	}
 	return line, nil
+}
+
+// dnsToken is the text beside an answer, where the far end's has its token.
+func dnsToken(a *dns.Msg) string {
+	for _, rr := range slices.Concat(a.Answer, a.Extra) {
+		if t, ok := rr.(*dns.TXT); ok && len(t.Txt) == 1 {
+			return t.Txt[0]
+		}
+	}
+	return ""
 }
 
 // dnsLine says all of a message in a line, but for what differs from attempt to
@@ -422,9 +427,16 @@ func answerDNS(p []byte, from, _ netip.AddrPort, far Far) (reply []byte, e wire.
 	}
 	e.Session, e.Probe, e.Attempt = m.Session, m.Probe, m.Attempt
 	b, perr := a.Pack()
-	if perr != nil || len(b) > len(p) {
-		return nil, e // somebody took the padding away, or asked what cannot be packed
+	if perr == nil && len(b) > len(p) { // without padding: as servers do, what does not fit is to be had over TCP
+		a = new(dns.Msg)
+		a.SetReply(q)
+		a.Truncated = true
+		b, perr = a.Pack()
 	}
+	if perr != nil || len(b) > len(p) {
+		return nil, e
+	}
+	e.Said.Say(dnsLine("answer", a, dnsToken(a)))
 	e.Answered = err == nil
 	return b, e
 }
@@ -458,10 +470,7 @@ func answerQuery(q *dns.Msg, from net.Addr, far Far, e *wire.Event) (*dns.Msg, w
 	}
 	r := m
 	r.Kind, r.Seen, r.Time = wire.Reply, endpoint(from), far.Now()
-	token := textOf(&r, keys)
-	a := dnsReply(q, m, token)
-	e.Said.Say(dnsLine("answer", a, token))
-	return a, m, keys, nil
+	return dnsReply(q, m, textOf(&r, keys)), m, keys, nil
 }
 
 // endpoint is an address of either transport.

@@ -120,11 +120,11 @@ func serveQuery(c net.Conn, p []byte, far Far, e *wire.Event) (wire.Message, *wi
 	e.Session, e.Probe, e.Attempt = m.Session, m.Probe, m.Attempt
 	if faultOf(err) == FaultForeign {
 		a, err = strangerReply(q, true), nil
-		e.Said.Say(dnsLine("answer", a, ""))
 	}
 	if err != nil {
 		return m, nil, err
 	}
+	e.Said.Say(dnsLine("answer", a, dnsToken(a)))
 	b, err := a.Pack()
 	if err == nil {
 		err = writeDNS(c, b)
