@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -18,16 +19,16 @@ func (e *portEvidence) rewritten() (changed, helped string) {
 	if near == nil {
 		return "", ""
 	}
-	var harmless func(sent, heard string) bool
-	if p := protocol.Named(e.speak); p != nil {
-		harmless = p.Harmless
+	about := protocol.Named(e.speak)
+	if about == nil {
+		about = new(protocol.Protocol)
 	}
 	first := true
 	for _, ev := range e.own() {
 		if ev.Said == nil {
 			continue
 		}
-		c, h := differences(near, ev.Said, harmless)
+		c, h := differences(near, ev.Said, about)
 		if c == "" {
 			return "", h // one of what may be several connections fits
 		}
@@ -38,43 +39,88 @@ func (e *portEvidence) rewritten() (changed, helped string) {
 	return changed, helped
 }
 
-// differences tells the first line of either direction that arrived as another.
-func differences(near, far *wire.Said, harmless func(sent, heard string) bool) (changed, helped string) {
+// differences tells the first line of either direction that arrived as another,
+// or, with what that means, the first that means something to the protocol.
+func differences(near, far *wire.Said, about *protocol.Protocol) (changed, helped string) {
+	telling := false
 	for _, way := range []struct {
 		sent, heard []string
 		to          string
 	}{{far.Sent, near.Heard, "here"}, {near.Sent, far.Heard, "at the reflector"}} {
-		for i := range min(len(way.sent), len(way.heard)) {
-			sent, heard := way.sent[i], way.heard[i]
-			unfinished := i == len(way.heard)-1 && heard != "" && strings.HasPrefix(sent, heard)
-			if sent == heard || unfinished {
+		for _, d := range compare(way.sent, way.heard) {
+			said := d.words(way.to)
+			if about.Harmless != nil && d.kind == lineRewritten && about.Harmless(d.sent, d.heard) {
+				helped = cmp.Or(helped, said)
 				continue
 			}
-			said := fmt.Sprintf("%s was sent, %s arrived %s", quoted(sent), quoted(heard), way.to)
-			if harmless != nil && harmless(sent, heard) {
-				if helped == "" {
-					helped = said
-				}
-				continue
+			means := ""
+			if about.Means != nil && !telling {
+				means = about.Means(d.sent, d.heard)
 			}
-			if rest := block(way.sent[i+1:]); slices.Contains(rest, heard) {
-				said = fmt.Sprintf("%s was sent and taken away", quoted(sent))
-			} else if slices.Contains(block(way.heard[i+1:]), sent) {
-				said = fmt.Sprintf("%s was put in before it arrived %s", quoted(heard), way.to)
+			switch {
+			case means != "":
+				changed, telling = said+": "+means, true
+			case changed == "":
+				changed = said
 			}
-			return said, helped
 		}
 	}
-	return "", helped
+	return changed, helped
 }
 
-// block gives the lines up to an empty one, which ends the head of a message:
-// what comes after that belongs to another.
-func block(lines []string) []string {
-	if i := slices.Index(lines, ""); i >= 0 {
-		return lines[:i+1]
+// A difference is a line that did not arrive as it was sent. A line that was
+// taken away was not heard, one that was put in was not sent.
+type difference struct {
+	kind        lineKind
+	sent, heard string
+}
+
+type lineKind int
+
+const (
+	lineRewritten lineKind = iota
+	lineTaken
+	lineAdded
+)
+
+func (d difference) words(to string) string {
+	switch d.kind {
+	case lineTaken:
+		return fmt.Sprintf("%s was sent and taken away", quoted(d.sent))
+	case lineAdded:
+		return fmt.Sprintf("%s was put in before it arrived %s", quoted(d.heard), to)
 	}
-	return lines
+	return fmt.Sprintf("%s was sent, %s arrived %s", quoted(d.sent), quoted(d.heard), to)
+}
+
+// compare lays the lines of one direction side by side. What was sent at the
+// end and not heard may be under way; what was heard beyond what was sent is
+// somebody else's.
+func compare(sent, heard []string) (list []difference) {
+	i, j := 0, 0
+	for i < len(sent) && j < len(heard) {
+		s, h := sent[i], heard[j]
+		unfinished := j == len(heard)-1 && strings.HasPrefix(s, h)
+		switch {
+		case s == h || unfinished:
+			i, j = i+1, j+1
+		case slices.Contains(sent[i+1:], h):
+			list = append(list, difference{lineTaken, s, ""})
+			i++
+		case slices.Contains(heard[j+1:], s):
+			list = append(list, difference{lineAdded, "", h})
+			j++
+		default:
+			list = append(list, difference{lineRewritten, s, h})
+			i, j = i+1, j+1
+		}
+	}
+	if len(sent) < wire.MaxSaid {
+		for _, h := range heard[j:] {
+			list = append(list, difference{lineAdded, "", h})
+		}
+	}
+	return list
 }
 
 // quoted shows a line, cut where it is long.

@@ -193,7 +193,7 @@ func TestProtocolOfAScenarioIsSpokenOrStoodInFor(t *testing.T) {
 		{"https", scenarios.TCP, said{"https", true}},
 		{"https", scenarios.UDP, said{"datagram", false}},
 		{"rtp", scenarios.UDP, said{"datagram", false}},
-		{"smtp", scenarios.TCP, said{"plain", false}},
+		{"snmp", scenarios.TCP, said{"plain", false}},
 		{"stun", scenarios.UDP, said{"stun", true}},
 		{"stun", scenarios.TCP, said{"stun", true}},
 		{"turn", scenarios.UDP, said{"turn", true}},

@@ -60,6 +60,9 @@ type Protocol struct {
 	// Harmless tells whether a line that arrived other than it was sent is what
 	// a helper in between is there to do; nil is never.
 	Harmless func(sent, heard string) bool
+	// Means says what it does to those who use the protocol that a line arrived
+	// as another, taken away or put in when one is empty; nil or "" says nothing.
+	Means func(sent, heard string) string
 
 	TCP, UDP *Ends // nil where it is not spoken
 }
@@ -96,6 +99,8 @@ func init() {
 		"http":                    plainHTTP,
 		"http-connect":            throughProxy,
 		"https":                   secureHTTP,
+		"smtps":                   smtps, "submission": submission, "smtp": submission, "imaps": imaps, "imap": imap, "pop3s": pop3s, "pop3": pop3,
+		"xmpp": xmpp, "xmpps": xmppInTLS,
 	}
 }
 
@@ -110,7 +115,7 @@ const (
 
 // standIns names what is spoken for protocols that have no implementation of
 // their own yet, where the plain exchange would look wrong on the wire.
-var standIns = map[string]string{"mcs": "tls", "smtps": "tls", "imaps": "tls", "pop3s": "tls", "4d-tls": "tls"}
+var standIns = map[string]string{"mcs": "tls", "4d-tls": "tls"}
 
 // For finds what to speak for a scenario's protocol name. own tells that it is
 // the protocol itself and not a stand-in for it.
