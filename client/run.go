@@ -241,7 +241,7 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for where, f := range r.ends {
-		l, err := f.ledger(ctx)
+		l, err := r.settled(ctx, f)
 		r.mu.Lock()
 		if err != nil && f.base != "" {
 			r.res.Why = fmt.Sprintf("the reflector %s did not give its ledger: %s", f.addr, sentence(err))
@@ -257,6 +257,39 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 		}
 		r.mu.Unlock()
 	}
+}
+
+// settled asks for a ledger, and again for a moment while the far end is still
+// busy with an exchange that is done here: its last words are under way.
+func (r *runner) settled(ctx context.Context, f *farEnd) (*wire.Ledger, error) {
+	l, err := f.ledger(ctx)
+	for range 5 {
+		if err != nil || !r.ahead(l) {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return l, nil
+		case <-time.After(20 * time.Millisecond):
+		}
+		if again, err := f.ledger(ctx); err == nil {
+			l = again
+		}
+	}
+	return l, err
+}
+
+// ahead tells whether an exchange is done here and not in the ledger.
+func (r *runner) ahead(l *wire.Ledger) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, p := range l.Probes {
+		done := slices.ContainsFunc(r.seen[p.Probe], func(o Observation) bool { return o.Stage == protocol.StageDone })
+		if done && slices.ContainsFunc(p.Events, func(e wire.Event) bool { return e.Unfinished }) {
+			return true
+		}
+	}
+	return false
 }
 
 // result judges what is known so far.

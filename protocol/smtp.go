@@ -214,7 +214,7 @@ func smtpMail(f *farMail, command string) error {
 // meansSTARTTLS says what it means to mail and XMPP when a line about TLS is changed.
 func meansSTARTTLS(sent, heard string) string {
 	for _, line := range []string{sent, heard} {
-		if line = strings.ToUpper(line); strings.Contains(line, "STARTTLS") || strings.Contains(line, "STLS") || strings.Contains(line, "READY FOR TLS") {
+		if strings.Contains(line, "TLS") || strings.Contains(line, "starttls") {
 			return "somebody between keeps the connection from going on in TLS, so programs give up or send passwords in clear"
 		}
 	}

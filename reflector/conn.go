@@ -63,6 +63,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	head, err := p.r.Peek(4)
 	if len(head) == 0 && greeter != nil && protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() == nil {
 		c.SetReadDeadline(time.Time{})
+		defer r.greets(e)()
 		return greeter.TCP.Serve(ctx, p, underWay{r, c})
 	}
 	if err != nil {
@@ -80,6 +81,21 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return nil
 	}
 	return r.unknown(p, e)
+}
+
+// greets lets the ledgers of the sessions of an address tell of a connection
+// whose peer has proven nothing yet, while it is under way.
+func (r *Reflector) greets(e wire.Event) (ended func()) {
+	e.Stage, e.Unfinished = protocol.StageBanner, true
+	sessions := r.sessions.of(e.Remote.Addr())
+	for _, s := range sessions {
+		s.greeted(e)
+	}
+	return func() {
+		for _, s := range sessions {
+			s.left(e)
+		}
+	}
 }
 
 // greeter is the protocol in which the far end speaks first on the port that a

@@ -178,6 +178,29 @@ func (r *record) begin(e wire.Event) {
 	r.open[tuple{e.Remote, e.Local}] = e
 }
 
+// greeted keeps the event of a connection that has not said yet which probe it
+// is, until left or begin.
+func (r *record) greeted(e wire.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.open) >= maxStrays {
+		return
+	}
+	if r.open == nil {
+		r.open = make(map[tuple]wire.Event)
+	}
+	r.open[tuple{e.Remote, e.Local}] = e
+}
+
+// left ends greeted.
+func (r *record) left(e wire.Event) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := (tuple{e.Remote, e.Local}); r.open[t].Probe == 0 {
+		delete(r.open, t)
+	}
+}
+
 // event keeps an event of a probe.
 func (r *record) event(e wire.Event) {
 	r.mu.Lock()
@@ -228,6 +251,11 @@ func (r *record) fill(l *wire.Ledger) {
 	l.Started = r.started
 	l.Sources = slices.Clone(r.sources)
 	l.Strays = slices.Clone(r.strays)
+	for _, e := range r.open {
+		if e.Probe == 0 && len(l.Strays) < maxStrays {
+			l.Strays = append(l.Strays, e)
+		}
+	}
 	for _, id := range slices.Sorted(maps.Keys(r.probes)) {
 		p := r.probes[id]
 		events := slices.Clone(p.events)
