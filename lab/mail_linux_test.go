@@ -2,16 +2,26 @@ package lab_test
 
 import (
 	"bufio"
+	"bytes"
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 // The paths of testdata/truth/mail.yaml: those that begin with TLS, and those
@@ -185,4 +195,149 @@ func (s *scene) lines(ports string, see func(line string, near, far net.Conn) bo
 		far.Close()
 		<-done
 	}}.Open(s.firewall()))
+}
+
+// A mailClient is a program that nobody here wrote, and what it says when the
+// reflector's end is as it expects.
+type mailClient struct {
+	name    string
+	command []string // TOKEN stands for one of its own, MESSAGE for a file with a message
+	input   string
+	says    []string
+	fails   bool   // it is to fail, having been refused
+	stage   string // and fault, of the reflector's event
+}
+
+func mailClients() []mailClient {
+	swaks := func(name string, args ...string) mailClient {
+		command := []string{"swaks", "--to", "you@wallprobe.invalid", "--from", "me@mail.example", "--server", "mail.example"}
+		return mailClient{name: name, command: append(command, args...), stage: "done", says: []string{"235 2.7.0", "250 2.0.0 thrown away", "221 2.0.0 goodbye"}}
+	}
+	curl := func(says string, args ...string) mailClient {
+		return mailClient{name: "curl " + args[len(args)-1], command: append([]string{"curl", "-ksSv", "--max-time", "8"}, args...), stage: "done", says: []string{says}}
+	}
+	openssl := func(port string, starttls string, input string, says ...string) mailClient {
+		command := []string{"openssl", "s_client", "-quiet", "-crlf", "-servername", "mail.example", "-connect", "mail.example:" + port}
+		if starttls != "" {
+			command = append(command, "-starttls", starttls, "-xmpphost", "mail.example")
+		}
+		return mailClient{name: strings.TrimSpace("openssl " + port + " " + starttls), command: command, input: input, says: says, stage: "login eof"}
+	}
+	auth := []string{"--auth-user", "TOKEN", "--auth-password", "secret", "--auth"}
+	refused := swaks("swaks with an unknown name", "-tlsc", "-p", "465", "--auth", "PLAIN", "--auth-user", "somebody", "--auth-password", "secret")
+	refused.says, refused.fails, refused.stage = []string{"535 5.7.8"}, true, "login foreign"
+	return []mailClient{
+		swaks("swaks 587 PLAIN", append([]string{"--tls", "-p", "587"}, append(auth, "PLAIN")...)...),
+		swaks("swaks 587 LOGIN", append([]string{"--tls", "-p", "587"}, append(auth, "LOGIN")...)...),
+		swaks("swaks 465 PLAIN", append([]string{"-tlsc", "-p", "465"}, append(auth, "PLAIN")...)...),
+		refused,
+		curl("250 2.0.0 thrown away", "--user", "TOKEN:secret", "--mail-from", "me@mail.example", "--mail-rcpt", "you@wallprobe.invalid", "-T", "MESSAGE", "smtps://mail.example"),
+		curl("250 2.0.0 thrown away", "--user", "TOKEN:secret", "--ssl-reqd", "--mail-from", "me@mail.example", "--mail-rcpt", "you@wallprobe.invalid", "-T", "MESSAGE", "smtp://mail.example:587"),
+		curl("Subject: This mailbox is a test", "--user", "TOKEN:secret", "imaps://mail.example/INBOX;MAILINDEX=1"),
+		curl("Subject: This mailbox is a test", "--user", "TOKEN:secret", "--ssl-reqd", "imap://mail.example/INBOX;MAILINDEX=1"),
+		curl("Subject: This mailbox is a test", "--user", "TOKEN:secret", "pop3s://mail.example/1"),
+		curl("Subject: This mailbox is a test", "--user", "TOKEN:secret", "--ssl-reqd", "pop3://mail.example/1"),
+		openssl("465", "", "EHLO me\nNOOP\nQUIT\n", "220 wallprobe.invalid ESMTP", "250-AUTH PLAIN LOGIN", "221 2.0.0 goodbye"),
+		openssl("587", "smtp", "EHLO me\nNOOP\nQUIT\n", "250-AUTH PLAIN LOGIN", "221 2.0.0 goodbye"),
+		openssl("993", "", "a CAPABILITY\nb LOGOUT\n", "* OK [CAPABILITY IMAP4rev1", "b OK"),
+		openssl("143", "imap", "a CAPABILITY\nb LOGOUT\n", "AUTH=PLAIN", "b OK"),
+		openssl("995", "", "CAPA\nQUIT\n", "+OK wallprobe is ready", "+OK goodbye"),
+		openssl("110", "pop3", "CAPA\nQUIT\n", "UIDL", "+OK goodbye"),
+		openssl("5222", "xmpp", xmppHello, "<mechanism>PLAIN</mechanism>", "</stream:stream>"),
+		openssl("5223", "", xmppHello, "<mechanism>PLAIN</mechanism>", "</stream:stream>"),
+	}
+}
+
+const xmppHello = `<?xml version='1.0'?><stream:stream to='mail.example' version='1.0' xmlns='jabber:client' xmlns:stream='http://etherx.jabber.org/streams'></stream:stream>`
+
+// Where our own client succeeds, programs that are in use do as well.
+func TestMailProgramsInUseSpeakWithTheReflector(t *testing.T) {
+	lab.NeedLab(t)
+	r := row{name: "mail programs", scenario: "mail", rules: builtinFirewall(t, "stateful")}
+	w, s := r.stand(t)
+	dir := t.TempDir()
+	key, keyFile, journal, mail := wire.NewKey(), dir+"/key", dir+"/journal", dir+"/mail"
+	for name, text := range map[string]string{keyFile: key.String() + "\n", mail: "Subject: hello\r\n\r\n.dots and all\r\n"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stop, err := w.StartReflector(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, Program: programFor(t),
+		Reflector: []string{"--key-file", keyFile, "--journal", journal}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := wire.SessionID{1}
+	keys := wire.Derive(key, id, wire.Nonce{})
+	clients := mailClients()
+	want := make(map[uint32]string)
+	t.Run("programs", func(t *testing.T) {
+		for i, c := range clients {
+			x := protocol.Exchange{Keys: &keys, Offline: true, Probe: uint32(i + 1), Now: time.Now}
+			if c.stage == "done" {
+				want[x.Probe] = c.stage
+			}
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				c.run(t, w, strings.NewReplacer("TOKEN", x.Token(), "MESSAGE", mail))
+			})
+		}
+	})
+	stop()
+	file, err := os.Open(journal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	j, err := client.ReadJournal(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := make(map[uint32]string)
+	for _, p := range j.Ledgers[id].Probes {
+		for _, e := range p.Events {
+			got[p.Probe] = strings.TrimSpace(e.Stage + " " + e.Fault)
+		}
+	}
+	if diff := gocmp.Diff(want, got); diff != "" {
+		t.Errorf("logins by probe (-want +got):\n%s", diff)
+	}
+	ended := make(map[string]int)
+	for _, e := range j.Unclaimed[0].Strays {
+		ended[strings.TrimSpace(e.Stage+" "+e.Fault)]++
+	}
+	if diff := gocmp.Diff(map[string]int{"login eof": 8, "login foreign": 1}, ended); diff != "" {
+		t.Errorf("connections without a login (-want +got):\n%s", diff)
+	}
+}
+
+func (c mailClient) run(t *testing.T, w *lab.World, fill *strings.Replacer) {
+	if _, err := exec.LookPath(c.command[0]); err != nil {
+		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	var args []string
+	for _, a := range c.command[1:] {
+		args = append(args, fill.Replace(a))
+	}
+	host := w.Host("host")
+	cmd := host.Command(ctx, c.command[0], args...)
+	cmd.Stdin = strings.NewReader(c.input)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := host.Run(cmd); (err != nil) != c.fails {
+		t.Errorf("ended with %v", err)
+	}
+	for _, text := range c.says {
+		if !strings.Contains(out.String(), text) {
+			t.Errorf("did not say %q", text)
+		}
+	}
+	if t.Failed() {
+		t.Logf("%s\n%s", strings.Join(cmd.Args, " "), out.String())
+	}
 }

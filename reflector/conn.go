@@ -80,6 +80,10 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		r.relay.Conn(p)
 		return nil
 	}
+	if greeter != nil { // one who did not wait for the greeting
+		defer r.greets(e)()
+		return greeter.TCP.Serve(ctx, p, underWay{r, c})
+	}
 	return r.unknown(p, e)
 }
 
