@@ -108,7 +108,7 @@ func (e *portEvidence) gave() string {
 // cutWhy names stage, bytes and seconds, and what the far end met.
 func (e *portEvidence) cutWhy() string {
 	o := e.near
-	why := fmt.Sprintf("stage %s: %s", o.Stage, ended(o.Fault))
+	why := fmt.Sprintf("stage %s: %s", o.Stage, ended(o.Fault)) + e.lastWords()
 	switch o.Stage {
 	case protocol.StageData:
 		why = fmt.Sprintf("after %d bytes received and %d sent: %s", o.Down, o.Up, ended(o.Fault))

@@ -260,7 +260,7 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 }
 
 // settled asks for a ledger, and again for a moment while the far end is still
-// busy with an exchange that is done here: its last words are under way.
+// busy with what has ended here: its last words are under way.
 func (r *runner) settled(ctx context.Context, f *farEnd) (*wire.Ledger, error) {
 	l, err := f.ledger(ctx)
 	for range 5 {
@@ -279,14 +279,22 @@ func (r *runner) settled(ctx context.Context, f *farEnd) (*wire.Ledger, error) {
 	return l, err
 }
 
-// ahead tells whether an exchange is done here and not in the ledger.
+// ahead tells whether a connection has ended here in a way that the far end
+// will learn of, and goes on in the ledger.
 func (r *runner) ahead(l *wire.Ledger) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, p := range l.Probes {
-		done := slices.ContainsFunc(r.seen[p.Probe], func(o Observation) bool { return o.Stage == protocol.StageDone })
-		if done && slices.ContainsFunc(p.Events, func(e wire.Event) bool { return e.Unfinished }) {
-			return true
+	for id, seen := range r.seen {
+		i := slices.IndexFunc(l.Probes, func(p wire.ProbeRecord) bool { return p.Probe == id })
+		for _, o := range seen {
+			goesOn := func(e wire.Event) bool { return e.Unfinished && o.Ports.Contains(e.Local.Port()) }
+			switch {
+			case o.Fault == protocol.FaultTimeout || o.Fault == protocol.FaultReset:
+			case i >= 0 && slices.ContainsFunc(l.Probes[i].Events, goesOn):
+				return true
+			case o.Said != nil && o.Fault != "" && slices.ContainsFunc(l.Strays, goesOn):
+				return true
+			}
 		}
 	}
 	return false

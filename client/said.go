@@ -23,7 +23,7 @@ func (e *portEvidence) rewritten() (changed, helped string) {
 	if about == nil {
 		about = new(protocol.Protocol)
 	}
-	first := true
+	most := -1
 	for _, ev := range e.own() {
 		if ev.Said == nil {
 			continue
@@ -32,11 +32,21 @@ func (e *portEvidence) rewritten() (changed, helped string) {
 		if c == "" {
 			return "", h // one of what may be several connections fits
 		}
-		if first {
-			changed, helped, first = c, h, false
+		if n := common(near.Sent, ev.Said.Heard) + common(ev.Said.Sent, near.Heard); n > most {
+			changed, helped, most = c, h, n // else the one that fits best is it
 		}
 	}
 	return changed, helped
+}
+
+// common counts the lines that arrived as they were sent, and in their places.
+func common(sent, heard []string) (n int) {
+	for i := range min(len(sent), len(heard)) {
+		if sent[i] == heard[i] {
+			n++
+		}
+	}
+	return n
 }
 
 // differences tells the first line of either direction that arrived as another,
@@ -121,6 +131,15 @@ func compare(sent, heard []string) (list []difference) {
 		}
 	}
 	return list
+}
+
+// lastWords is the line after which a dialogue broke off.
+func (e *portEvidence) lastWords() string {
+	s := e.near.Said
+	if s == nil || len(s.Sent) == 0 || e.near.Stage != protocol.StageSTARTTLS && e.near.Stage != protocol.StageLogin {
+		return ""
+	}
+	return fmt.Sprintf(" after %s was sent", quoted(s.Sent[len(s.Sent)-1]))
 }
 
 // quoted shows a line, cut where it is long.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -73,6 +74,11 @@ func TestDialogueThatFitsSpeaksForThePort(t *testing.T) {
 	if changed, _ := e.rewritten(); changed != `"220 other" was sent, "220 far" arrived here` {
 		t.Errorf("%q", changed)
 	}
+	o.Said.Sent, e.strays[1] = []string{"EHLO a"}, wire.Event{Said: &wire.Said{Sent: []string{"220 far"}, Heard: []string{"EHLO b"}}}
+	e.strays = append(e.strays[:1], said("220 other"), e.strays[1], said("220 third"))
+	if changed, _ := e.rewritten(); changed != `"EHLO a" was sent, "EHLO b" arrived at the reflector` {
+		t.Errorf("of several the one that fits best: %q", changed)
+	}
 	e.strays = e.strays[:1]
 	if changed, _ := e.rewritten(); changed != "" {
 		t.Errorf("%q", changed)
@@ -80,20 +86,48 @@ func TestDialogueThatFitsSpeaksForThePort(t *testing.T) {
 }
 
 func TestLedgerIsAskedForAgainWhileItLagsBehind(t *testing.T) {
-	r := runner{seen: map[uint32][]Observation{1: {{Stage: protocol.StageDone}}, 2: {{Stage: protocol.StageData}}}}
+	at := wire.Event{Local: netip.AddrPortFrom(farAddr, 443), Unfinished: true}
+	ended, elsewhere := at, at
+	ended.Unfinished, elsewhere.Local = false, netip.AddrPortFrom(farAddr, 444)
+	observed := func(fault string, said *wire.Said) Observation {
+		return Observation{Ports: ports(t, "443"), Fault: fault, Said: said}
+	}
+	of := func(e wire.Event) *wire.Ledger {
+		return &wire.Ledger{Probes: []wire.ProbeRecord{{Probe: 1, Events: []wire.Event{e}}}}
+	}
+	stray := func(e wire.Event) *wire.Ledger { return &wire.Ledger{Strays: []wire.Event{e}} }
 	for name, c := range map[string]struct {
-		probe      uint32
-		unfinished bool
-		want       bool
+		near Observation
+		far  *wire.Ledger
+		want bool
 	}{
-		"done here alone":       {1, true, true},
-		"done at both ends":     {1, false, false},
-		"under way at both":     {2, true, false},
-		"of a probe of another": {3, true, false},
+		"done here alone":               {observed("", nil), of(at), true},
+		"done at both ends":             {observed("", nil), of(ended), false},
+		"reset here alone":              {observed(protocol.FaultReset, nil), of(at), false},
+		"timed out here alone":          {observed(protocol.FaultTimeout, nil), of(at), false},
+		"at another port":               {observed("", nil), of(elsewhere), false},
+		"a dialogue given up here":      {observed(protocol.FaultForeign, new(wire.Said)), stray(at), true},
+		"a dialogue reset here":         {observed(protocol.FaultReset, new(wire.Said)), stray(at), false},
+		"a dialogue ended at both ends": {observed(protocol.FaultForeign, new(wire.Said)), stray(ended), false},
+		"a dialogue that went well":     {observed("", new(wire.Said)), stray(at), false},
+		"no dialogue":                   {observed(protocol.FaultForeign, nil), stray(at), false},
 	} {
-		l := &wire.Ledger{Probes: []wire.ProbeRecord{{Probe: c.probe, Events: []wire.Event{{Unfinished: c.unfinished}}}}}
-		if got := r.ahead(l); got != c.want {
+		r := runner{seen: map[uint32][]Observation{1: {c.near}}}
+		if got := r.ahead(c.far); got != c.want {
 			t.Errorf("%s: %v", name, got)
 		}
+	}
+}
+
+func TestBrokenDialogueNamesItsLastLine(t *testing.T) {
+	e := portEvidence{near: &Observation{Stage: protocol.StageSTARTTLS, Fault: protocol.FaultReset, Said: &wire.Said{Sent: []string{"EHLO a", "STARTTLS"}}}}
+	if got := e.cutWhy(); got != `stage starttls: a reset came after "STARTTLS" was sent` {
+		t.Errorf("%q", got)
+	}
+	for _, change := range []func(){func() { e.near.Stage = protocol.StageTLS }, func() { e.near.Said.Sent = nil }, func() { e.near.Said = nil }} {
+		if change(); e.lastWords() != "" {
+			t.Errorf("%q", e.lastWords())
+		}
+		e.near.Stage = protocol.StageLogin
 	}
 }
