@@ -110,14 +110,14 @@ func compare(sent, heard []string) (list []difference) {
 	i, j := 0, 0
 	for i < len(sent) && j < len(heard) {
 		s, h := sent[i], heard[j]
-		unfinished := j == len(heard)-1 && strings.HasPrefix(s, h)
+		unfinished := j == len(heard)-1 && h != "" && strings.HasPrefix(s, h)
 		switch {
 		case s == h || unfinished:
 			i, j = i+1, j+1
-		case slices.Contains(sent[i+1:], h):
+		case slices.Contains(block(sent[i+1:]), h):
 			list = append(list, difference{lineTaken, s, ""})
 			i++
-		case slices.Contains(heard[j+1:], s):
+		case slices.Contains(block(heard[j+1:]), s):
 			list = append(list, difference{lineAdded, "", h})
 			j++
 		default:
@@ -131,6 +131,15 @@ func compare(sent, heard []string) (list []difference) {
 		}
 	}
 	return list
+}
+
+// block gives the lines up to an empty one, which ends the head of a message:
+// what comes after that belongs to another.
+func block(lines []string) []string {
+	if i := slices.Index(lines, ""); i >= 0 {
+		return lines[:i+1]
+	}
+	return lines
 }
 
 // lastWords is the line after which a dialogue broke off.

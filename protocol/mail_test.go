@@ -166,7 +166,7 @@ func TestDamagedTokenLogsNobodyIn(t *testing.T) {
 }
 
 // answered runs a near end against bytes that are sent at once.
-func answered(t *testing.T, name string, b []byte) Result {
+func mailAnswered(t *testing.T, name string, b []byte) Result {
 	t.Helper()
 	near, far := pair(t)
 	done := make(chan struct{})
@@ -244,7 +244,7 @@ func TestNearEndsOfMailTellWhatStrangersAnswer(t *testing.T) {
 		for send, want := range c {
 			t.Run(fmt.Sprintf("%s/%.60q", name, send), func(t *testing.T) {
 				t.Parallel()
-				r := answered(t, name, []byte(send))
+				r := mailAnswered(t, name, []byte(send))
 				if diff := cmp.Diff(want, mailEnd{r.Stage, r.Fault}); diff != "" {
 					t.Fatalf("(-want +got):\n%s", diff)
 				}
