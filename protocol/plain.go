@@ -56,7 +56,7 @@ func probePlain(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 func (r *Result) steps() func(stage string, err error) bool {
 	began := time.Now()
 	return func(stage string, err error) bool {
-		r.Stage, r.Err, r.Fault, r.Took = stage, err, faultOf(err), time.Since(began)
+		r.Stage, r.Err, r.Fault, r.Took = stage, err, FaultOf(err), time.Since(began)
 		return err == nil
 	}
 }

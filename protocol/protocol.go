@@ -26,6 +26,7 @@ const (
 	StageBanner   = "banner"   // the far end's greeting
 	StageSTARTTLS = "starttls" // the agreement to go on in TLS
 	StageTLS      = "tls"      // the TLS handshake
+	StageKex      = "kex"      // SSH's key exchange
 	StageLogin    = "login"    // the token in place of a name and password
 	StageToken    = "token"    // the request with its token, and the answer
 	StageData     = "data"     // bulk data both ways
@@ -57,6 +58,9 @@ type Protocol struct {
 	Greets bool
 	Inside bool // Greets inside TLS: TCP.Serve gets what is spoken inside
 
+	// Needs tells what a variant cannot do without; nil is nothing.
+	Needs func(variant string) Need
+
 	// Harmless tells whether a line that arrived other than it was sent is what
 	// a helper in between is there to do; nil is never.
 	Harmless func(sent, heard string) bool
@@ -65,6 +69,12 @@ type Protocol struct {
 	Means func(sent, heard string) string
 
 	TCP, UDP *Ends // nil where it is not spoken
+}
+
+// A Need is what a variant cannot do without.
+type Need struct {
+	IPv4   bool // it has words for addresses of IPv4 alone
+	Inward bool // the far end calls back
 }
 
 // Ends are the two ends of a protocol over one transport.
@@ -90,17 +100,25 @@ var protocols map[string]*Protocol
 
 func init() {
 	protocols = map[string]*Protocol{
-		"dns":   dnsProtocol,
-		"plain": plain,
-		QUIC:    quicProtocol,
-		"tls":   tlsPlain,
-
 		"automate-control-center": controlCenter,
+		"dns":                     dnsProtocol,
+		"ftp":                     ftp,
+		"ftp-data":                ftpData,
 		"http":                    plainHTTP,
 		"http-connect":            throughProxy,
 		"https":                   secureHTTP,
-		"smtps":                   smtps, "submission": submission, "smtp": submission, "imaps": imaps, "imap": imap, "pop3s": pop3s, "pop3": pop3,
-		"xmpp": xmpp, "xmpps": xmppInTLS,
+		"imap":                    imap,
+		"imaps":                   imaps,
+		"plain":                   plain,
+		"pop3":                    pop3,
+		"pop3s":                   pop3s,
+		QUIC:                      quicProtocol,
+		"smtp":                    submission,
+		"smtps":                   smtps,
+		"submission":              submission,
+		"tls":                     tlsPlain,
+		"xmpp":                    xmpp,
+		"xmpps":                   xmppInTLS,
 	}
 }
 
@@ -230,6 +248,7 @@ type Result struct {
 	Stage  string        // last stage begun; StageDone when all is well
 	Fault  string        // what ended it; empty with StageDone
 	Err    error         // the error behind Fault, if there was one
+	Step   string        // what was being done in the stage, where it has several steps
 	Up     int64         // bytes of the data phase sent
 	Down   int64         // bytes of the data phase received and unaltered
 	Sent   int           // over UDP: requests sent
