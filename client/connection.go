@@ -115,6 +115,9 @@ func (e *portEvidence) cutWhy() string {
 	case protocol.StageIdle:
 		why = fmt.Sprintf("after %.3g s of silence: %s", o.Seconds, ended(o.Fault))
 	}
+	if o.Step != "" {
+		why += " (" + o.Step + ")"
+	}
 	return why + e.farWhy()
 }
 

@@ -247,6 +247,10 @@ func (b *planner) resolve(name string) (netip.Addr, bool) {
 func (b *planner) use(it *Item, p Probe, target string) {
 	if known := protocol.Named(p.Speak); known != nil && len(known.Variants) > 0 && p.Variant == "" {
 		for _, v := range known.Variants {
+			if lack := b.lacks(known, v, p.Addr); lack != "" {
+				it.Note = strings.TrimPrefix(it.Note+"; "+v+": not tried, "+lack, "; ")
+				continue
+			}
 			p.Variant = v
 			b.use(it, p, strings.TrimSpace(target+" "+v))
 		}
@@ -279,6 +283,21 @@ func (b *planner) use(it *Item, p Probe, target string) {
 // Hauls tells whether the probe carries so much that it runs alone: beside
 // others it would slow them down and they it.
 func (p Probe) Hauls() bool { return p.Bytes > 1<<20 }
+
+// lacks tells why a variant cannot be tried, "" when it can.
+func (b *planner) lacks(p *protocol.Protocol, variant string, to netip.Addr) string {
+	var need protocol.Need
+	if p.Needs != nil {
+		need = p.Needs(variant)
+	}
+	switch {
+	case need.IPv4 && !to.Unmap().Is4():
+		return "it has words for addresses of IPv4 alone"
+	case need.Inward && !b.set.Inward:
+		return "the reflector does not call back: start it with --inward, and reach it over a path that carries control"
+	}
+	return ""
+}
 
 // Sweeps tells whether the probe surveys a range.
 func (p Probe) Sweeps() bool { return p.Ports.Len() >= wide || len(p.LocalPorts) > 0 }

@@ -166,6 +166,7 @@ type Observation struct {
 	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came, seconds
 	Silence  *Silence          `json:"silence,omitempty"` // how much of it a flow survives, where a run asked for that
 	Sample   string            `json:"sample,omitempty"`  // hexadecimal, of an answer that is not ours
+	Step     string            `json:"step,omitempty"`    // what was being done in the stage that failed, where it has several
 	Detail   string            `json:"detail,omitempty"`  // an error's text, a relayed address
 	Seen     netip.AddrPort    `json:"seen,omitzero"`     // own address as the reflector saw it
 	Local    netip.Addr        `json:"local,omitzero"`    // own address

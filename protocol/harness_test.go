@@ -34,7 +34,8 @@ var farClock = time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
 type testFar struct {
 	keys  wire.Keys
 	cert  *tls.Certificate
-	inner *Protocol // what greets inside TLS
+	inner *Protocol  // what greets inside TLS
+	mem   *memoryNet // of further connections; nil is loopback
 }
 
 func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
@@ -90,12 +91,18 @@ func (s *sniffed) Read(b []byte) (int, error) { return s.r.Read(b) }
 
 func (s *sniffed) peek(n int) []byte { b, _ := s.r.Peek(n); return b }
 
-// Listen and Dial are for further connections, over loopback.
+// Listen and Dial are for further connections, over loopback or in memory.
 func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
+	if f.mem != nil {
+		return f.mem.listen(at)
+	}
 	return net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
 }
 
-func (f *testFar) Dial(ctx context.Context, _ wire.Message, _, to netip.AddrPort) (net.Conn, error) {
+func (f *testFar) Dial(ctx context.Context, _ wire.Message, from, to netip.AddrPort) (net.Conn, error) {
+	if f.mem != nil {
+		return f.mem.dial(ctx, from, to)
+	}
 	var d net.Dialer
 	return d.DialContext(ctx, "tcp", to.String())
 }
@@ -248,6 +255,13 @@ func play(t *testing.T, over network, p spoken, f *testFar, x Exchange, b box) (
 		wg.Go(func() { b.run(boxNear, boxFar) })
 	}
 	x.Variant = p.variant
+	if f.mem = nil; over.name == memory.name {
+		f.mem = &memoryNet{}
+		x.Listen = f.mem.listen
+		x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+			return f.mem.dial(ctx, netip.AddrPortFrom(addrPort(near.LocalAddr()).Addr(), 0), to)
+		}
+	}
 	var events []wire.Event
 	wg.Go(func() { events = f.serve(t.Context(), p.Protocol, far); far.Close() })
 	res := p.TCP.Probe(t.Context(), near, x)

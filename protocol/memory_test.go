@@ -2,10 +2,13 @@ package protocol
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -14,12 +17,79 @@ import (
 // loopback. Unlike net.Pipe's, its ends have buffers, as a network has.
 func memoryPair(t *testing.T) (near, far net.Conn) {
 	t.Helper()
-	up, down := newQueue(), newQueue()
-	client, server := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000}, &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 443}
-	a, b := &memoryConn{down, up, client, server}, &memoryConn{up, down, server, client}
+	a, b := remembered(netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:443"))
 	t.Cleanup(func() { a.Close(); b.Close() })
 	return a, b
 }
+
+func remembered(client, server netip.AddrPort) (near, far *memoryConn) {
+	up, down := newQueue(), newQueue()
+	c, s := net.TCPAddrFromAddrPort(client), net.TCPAddrFromAddrPort(server)
+	return &memoryConn{down, up, c, s}, &memoryConn{up, down, s, c}
+}
+
+// A memoryNet makes further connections between two ends in memory.
+type memoryNet struct {
+	mu        sync.Mutex
+	listeners map[netip.AddrPort]*memoryListener
+	last      uint16
+}
+
+func (n *memoryNet) next() uint16 { n.last++; return 50000 + n.last }
+
+func (n *memoryNet) listen(at netip.Addr) (net.Listener, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners == nil {
+		n.listeners = make(map[netip.AddrPort]*memoryListener)
+	}
+	l := &memoryListener{at: netip.AddrPortFrom(at, n.next()), calls: make(chan net.Conn, 8), closed: make(chan struct{})}
+	n.listeners[l.at] = l
+	return l, nil
+}
+
+func (n *memoryNet) dial(_ context.Context, from, to netip.AddrPort) (net.Conn, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	l := n.listeners[to]
+	if l == nil || l.gone() {
+		return nil, syscall.ECONNREFUSED
+	}
+	if from.Port() == 0 {
+		from = netip.AddrPortFrom(from.Addr(), n.next())
+	}
+	a, b := remembered(from, to)
+	l.calls <- b
+	return a, nil
+}
+
+type memoryListener struct {
+	at     netip.AddrPort
+	calls  chan net.Conn
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (l *memoryListener) gone() bool {
+	select {
+	case <-l.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+func (l *memoryListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.calls:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memoryListener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *memoryListener) Addr() net.Addr { return net.TCPAddrFromAddrPort(l.at) }
 
 type memoryConn struct {
 	in, out       *queue
