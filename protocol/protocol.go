@@ -113,6 +113,7 @@ func init() {
 		"pop3":                    pop3,
 		"pop3s":                   pop3s,
 		QUIC:                      quicProtocol,
+		"sftp":                    sftp,
 		"smtp":                    submission,
 		"smtps":                   smtps,
 		"submission":              submission,
