@@ -47,6 +47,9 @@ var stopped = map[string]func(shot) bool{
 	"no-443":         func(s shot) bool { return s.In || !s.UDP && s.Remote == 443 },
 	"no-udp-replies": func(s shot) bool { return s.In },
 
+	"timesensor-table":            timesensorTable,
+	"timesensor-table-ftp-helper": timesensorTable,
+
 	"drop-udp-remote-60000":       remoteUDP(60000, 65535),
 	"drop-udp-remote-12400-12409": remoteUDP(12400, 12409),
 	"drop-udp-remote-32768":       remoteUDP(32768, 65535),
@@ -59,6 +62,11 @@ var stopped = map[string]func(shot) bool{
 	"drop-udp-local-40001":        localUDP(40001, 65535),
 	"drop-udp-local-1024":         localUDP(1024, 65535),
 	"drop-udp-local-all":          localUDP(0, 65535),
+}
+
+// timesensorTable stops what that vendor's table of outbound ports does not list.
+func timesensorTable(s shot) bool {
+	return s.In || s.UDP || s.Remote != 22 && s.Remote != 80 && s.Remote != 443
 }
 
 func remoteUDP(low, high uint16) func(shot) bool {

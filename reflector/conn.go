@@ -186,8 +186,10 @@ func (r *Reflector) Certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error
 // Listen is protocol.Far.
 func (r *Reflector) Listen(at netip.Addr) (net.Listener, error) {
 	tcp, _ := r.set.Served()
+	var lc net.ListenConfig
+	lc.SetMultipathTCP(false) // peers would see options that belong to no file transfer
 	for range 64 {
-		l, err := net.Listen("tcp", netip.AddrPortFrom(at, 0).String())
+		l, err := lc.Listen(r.ctx, "tcp", netip.AddrPortFrom(at, 0).String())
 		if err != nil {
 			return nil, err
 		}

@@ -124,6 +124,9 @@ func (s *socket) start(at netip.AddrPort) error {
 		if err := unix.Listen(s.fd, 1<<16-1); err != nil { // the kernel cuts it to net.core.somaxconn
 			return fmt.Errorf("listen on %s: %w", at.Addr(), err)
 		}
+		// From now on calls may leave from this port, as an FTP server's do; not
+		// before, when it would let a second reflector have the port as well.
+		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
 	} else {
 		size := singleBuffer
 		if s.steered {

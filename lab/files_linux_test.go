@@ -1,0 +1,320 @@
+package lab_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// The modes of FTP's data connections.
+const (
+	pasv = "passive"
+	epsv = "extended passive"
+	port = "active"
+	eprt = "extended active"
+)
+
+// A fileScene is a firewall and what must come of every way to move a file.
+type fileScene struct {
+	name   string
+	rules  string
+	family string            // "ipv4" alone, or "" for each
+	want   map[string]string // by mode, and "sftp": how our client tells it; "open" lets real clients pass too
+	note   string            // in the reason of what passes
+	ftp    client.Verdict
+}
+
+// rules around FTP.
+const (
+	forwardOnly = "table inet firewall {\n%s\tchain forward {\n\t\ttype filter hook forward priority filter; policy accept;\n\t\tct state established,related accept\n%s\t}\n}\n"
+	ftpHelper   = "\tct helper ftp {\n\t\ttype \"ftp\" protocol tcp\n\t}\n\tchain prerouting {\n\t\ttype filter hook prerouting priority filter; policy accept;\n\t\ttcp dport 21 ct helper set \"ftp\"\n\t}\n"
+	highDropped = "\t\tiifname \"lan0\" tcp dport 1024-65535 counter drop comment \"high ports\"\n"
+	inDropped   = "\t\tiifname \"wan0\" counter drop comment \"in\"\n"
+)
+
+func rulesOf(helper, forward string) string { return fmt.Sprintf(forwardOnly, helper, forward) }
+
+// outcome gives each pair of modes its own.
+func outcomes(passive, active string) map[string]string {
+	return map[string]string{pasv: passive, epsv: passive, port: active, eprt: active, "sftp": "open"}
+}
+
+const (
+	noConnection = "nothing more came (?, connecting to"
+	noCall       = "nothing more came (?, waiting for the call)"
+)
+
+func fileScenes(t *testing.T) []fileScene {
+	notYours := outcomes("open", "")
+	notYours[port] = `answered "500 10.77.1.2:`
+	notYours[eprt] = notYours[port]
+	return []fileScene{
+		{name: "no firewall", rules: firewall(""), want: outcomes("open", "open"), ftp: client.Open},
+		{name: "the table read literally", rules: builtinFirewall(t, "timesensor-table"), want: outcomes(noConnection, noCall), ftp: client.Cut},
+		{name: "the table with a helper", rules: builtinFirewall(t, "timesensor-table-ftp-helper"), want: outcomes("open", "open"), ftp: client.Open},
+		{name: "high ports closed, in from anywhere", rules: rulesOf("", highDropped), want: outcomes(noConnection, "open"), ftp: client.Partial},
+		{name: "all out, nothing in", rules: builtinFirewall(t, "stateful"), want: outcomes("open", noCall), ftp: client.Partial},
+		{name: "data refused", rules: rulesOf("", strings.ReplaceAll(highDropped, "drop", "reject with tcp reset")), want: outcomes("refused (?, connecting to", "open"), ftp: client.Partial},
+		{name: "translated, with a helper", rules: rulesOf(ftpHelper, inDropped) + translator, family: "ipv4",
+			want: outcomes("open", "open"), note: "rewritten by a helper on the way: ", ftp: client.Open},
+		{name: "translated, without a helper", rules: rulesOf("", inDropped) + translator, family: "ipv4", want: notYours, ftp: client.Partial},
+	}
+}
+
+// A fileBench is a world with a reflector and its key.
+type fileBench struct {
+	*testing.T
+	world   *lab.World
+	program string
+	keyFile string
+	key     wire.Key
+	server  netip.Addr
+	session byte
+}
+
+const filesScenario = "../testdata/truth/files.yaml"
+
+// benchFor builds a world and starts the real reflector on its server.
+func benchFor(t *testing.T, program, rules string, v6 bool, flags ...string) *fileBench {
+	t.Helper()
+	path, err := filepath.Abs(filesScenario)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := scenarios.Load(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := lab.ConfigFor([]*scenarios.Scenario{s})
+	c.Firewall = lab.Firewall{Name: "files", Text: []byte(rules)}
+	b := &fileBench{T: t, world: lab.Stand(t, c), program: program, keyFile: filepath.Join(t.TempDir(), "key"), key: wire.NewKey()}
+	if err := os.WriteFile(b.keyFile, []byte(b.key.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	server := b.world.Host("server")
+	if b.server, _ = server.Addrs(); v6 {
+		_, b.server = server.Addrs()
+	}
+	cmd := server.Command(context.WithoutCancel(t.Context()), program, append([]string{"reflector", "--key-file", b.keyFile, "--inward", "--scenario", path}, flags...)...)
+	var complaints bytes.Buffer
+	cmd.Stderr = &complaints
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := server.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && lines.Text() != "ready" {
+	}
+	var drained sync.WaitGroup
+	drained.Go(func() {
+		for lines.Scan() {
+		}
+	})
+	t.Cleanup(func() {
+		p.Signal(syscall.SIGTERM)
+		drained.Wait()
+		if err := p.Stop(10 * time.Second); err != nil || complaints.Len() > 0 {
+			t.Errorf("reflector: %v %s", err, &complaints)
+		}
+	})
+	return b
+}
+
+// measure runs our own client.
+func (b *fileBench) measure(flags ...string) *client.Result {
+	b.Helper()
+	path, _ := filepath.Abs(filesScenario)
+	host := b.world.Host("host")
+	cmd := host.Command(b.Context(), b.program, append([]string{"run", path, "--as", "near", "--reflector", b.server.String(),
+		"--key-file", b.keyFile, "--timeout", truthTimeout.String(), "--rtt", "100us", "--json", "-"}, flags...)...)
+	var out, complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaints
+	_ = host.Run(cmd) // what is closed is no error here
+	results, err := report.ReadJSON(&out)
+	if err != nil || len(results) != 1 {
+		b.Fatalf("%d results, %v: %s", len(results), err, &complaints)
+	}
+	return results[0]
+}
+
+// token is one that a session without control would use.
+func (b *fileBench) token() string {
+	id := wire.SessionID{0xf1, 15: b.session}
+	b.session++
+	keys := wire.Derive(b.key, id, wire.Nonce{})
+	return protocol.Exchange{Keys: &keys, Offline: true, Probe: 1, Port: 21, Now: time.Now}.Token()
+}
+
+// parts are the ways that a finding tells of, each with verdict and reason.
+func parts(f *client.Finding) map[string]client.Part {
+	m := make(map[string]client.Part)
+	for _, p := range f.Parts {
+		m[p.Target] = p
+	}
+	return m
+}
+
+func finding(t testing.TB, res *client.Result, path string) *client.Finding {
+	t.Helper()
+	for i := range res.Findings {
+		if res.Findings[i].Path == path {
+			return &res.Findings[i]
+		}
+	}
+	t.Fatalf("no finding of %s", path)
+	return nil
+}
+
+// words are what names the mode in a reason.
+var words = map[string]string{pasv: "PASV", epsv: "EPSV", port: "PORT ", eprt: "EPRT "}
+
+func TestEveryWayToMoveAFileIsToldAsRealClientsFindIt(t *testing.T) {
+	lab.NeedLab(t)
+	program := programFor(t)
+	t.Run("scenes", func(t *testing.T) {
+		for _, s := range fileScenes(t) {
+			for _, family := range []string{"ipv4", "ipv6"} {
+				if s.family != "" && s.family != family {
+					continue
+				}
+				t.Run(s.name+"/"+family, func(t *testing.T) {
+					t.Parallel()
+					b := benchFor(t, program, s.rules, family == "ipv6")
+					b.ours(s, family)
+					b.theirs(s, family)
+				})
+			}
+		}
+	})
+}
+
+// ours demands what our own client tells.
+func (b *fileBench) ours(s fileScene, family string) {
+	b.Helper()
+	res := b.measure()
+	for path, want := range map[string]client.Verdict{"FTP": s.ftp, "SFTP": client.Open, "FTP-DATA": client.Open} {
+		if f := finding(b, res, path); f.Verdict != want {
+			b.Errorf("%s is %s (%s), want %s: %+v", path, f.Verdict, f.Why, want, f.Parts)
+		}
+	}
+	ftp := finding(b, res, "FTP")
+	told := parts(ftp)
+	for _, o := range ftp.Evidence.Near {
+		if strings.Contains(o.Detail, "instead of") {
+			b.Errorf("%s: %s", o.Target, o.Detail)
+		}
+	}
+	for _, mode := range []string{pasv, epsv, port, eprt} {
+		if family == "ipv6" && (mode == pasv || mode == port) {
+			if !strings.Contains(ftp.Note, mode+": not tried, ") {
+				b.Errorf("%s over IPv6: note %q", mode, ftp.Note)
+			}
+			continue
+		}
+		want := s.want[mode]
+		p, apart := told[mode]
+		if !apart && s.ftp == client.Open && want == "open" {
+			continue // all alike
+		}
+		if want == "open" {
+			if p.Verdict != client.Open || s.note != "" && (mode == port || mode == eprt) && !strings.Contains(p.Why, s.note) {
+				b.Errorf("%s: %s, %q", mode, p.Verdict, p.Why)
+			}
+			continue
+		}
+		for part := range strings.SplitSeq(want, "?") {
+			if p.Verdict != client.Cut || !strings.Contains(p.Why, part) || !strings.Contains(p.Why, words[mode]) {
+				b.Errorf("%s: %s, %q, want %q", mode, p.Verdict, p.Why, want)
+			}
+		}
+	}
+}
+
+// theirs demands that programs nobody here wrote fare alike.
+func (b *fileBench) theirs(s fileScene, family string) {
+	b.Helper()
+	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
+	curl := []string{"curl", "-sS", "--connect-timeout", "2", "--max-time", "3"}
+	lftp := "set net:timeout 1; set net:max-retries 1; set net:reconnect-interval-base 1; set ftp:prefer-epsv %t; set ftp:passive-mode %t; set xfer:clobber on; "
+	var wg sync.WaitGroup
+	try := func(mode string, argv []string) {
+		want := s.want[mode] == "open"
+		dir := b.TempDir()
+		wg.Go(func() {
+			text, err := b.run(dir, argv)
+			data, _ := os.ReadFile(filepath.Join(dir, "got.bin"))
+			if ok := err == nil && len(data) == 300_001; ok != want {
+				b.Errorf("%s, %s: %v, %d bytes, want it to work: %v\n%s", mode, strings.Join(argv, " "), err, len(data), want, text)
+			}
+		})
+	}
+	for mode, flags := range map[string][]string{
+		pasv: {"--disable-epsv"}, epsv: nil, port: {"--ftp-port", "-", "--disable-eprt"}, eprt: {"--ftp-port", "-"},
+	} {
+		if family == "ipv6" && (mode == pasv || mode == port) {
+			continue
+		}
+		try(mode, append(append(curl, flags...), "--user", b.token()+":x", "-o", "got.bin", url+"/300001.bin"))
+		if family == "ipv4" && mode == eprt {
+			continue // lftp has it for IPv6 alone
+		}
+		setup := fmt.Sprintf(lftp, mode == epsv, mode == pasv || mode == epsv)
+		try(mode, []string{"lftp", "-c", setup + fmt.Sprintf("open -u %s,x %s; get 300001.bin -o got.bin", b.token(), url)})
+	}
+	try("sftp", append([]string{"sftp", "-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3"},
+		fmt.Sprintf("%s@[%s]:300001.bin", b.token(), b.server), "got.bin"))
+	wg.Wait()
+}
+
+// run runs a program on the host behind the firewall.
+func (b *fileBench) run(dir string, argv []string) (string, error) {
+	ctx, cancel := context.WithTimeout(b.Context(), 10*time.Second)
+	defer cancel()
+	host := b.world.Host("host")
+	cmd := host.Command(ctx, argv[0], argv[1:]...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "HOME="+dir)
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	err := host.Run(cmd)
+	return out.String(), err
+}
+
+// Active data connections leave from port 20, whatever serves that port.
+func TestFilesMoveUnderEveryWayOfSteering(t *testing.T) {
+	lab.NeedLab(t)
+	program := programFor(t)
+	t.Run("modes", func(t *testing.T) {
+		for _, steering := range []string{"bpf", "tproxy", "sockets"} {
+			for _, family := range []string{"ipv4", "ipv6"} {
+				t.Run(steering+"/"+family, func(t *testing.T) {
+					t.Parallel()
+					s := fileScene{rules: firewall(""), want: outcomes("open", "open"), ftp: client.Open}
+					b := benchFor(t, program, s.rules, family == "ipv6", "--steering", steering)
+					b.ours(s, family)
+					b.theirs(s, family)
+				})
+			}
+		}
+	})
+}
