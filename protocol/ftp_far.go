@@ -249,7 +249,11 @@ func (f *ftpFar) connect(ctx context.Context) (net.Conn, error) {
 	case f.active.IsValid():
 		from := netip.AddrPortFrom(addrPort(f.LocalAddr()).Addr(), dataPort)
 		c, err := f.far.Dial(ctx, f.m, from, f.active)
-		if err != nil {
+		switch {
+		case err == nil:
+		case ctx.Err() != nil && !errors.Is(ctx.Err(), context.DeadlineExceeded):
+			err = fmt.Errorf("called %s from port %d; nothing came of it until control ended", f.active, dataPort)
+		default:
 			err = fmt.Errorf("call %s from port %d: %w", f.active, dataPort, err)
 		}
 		return c, err
@@ -266,20 +270,20 @@ func (f *ftpFar) transfer(size uint32, move func(net.Conn) error) error {
 	code, err := "425", error(nil)
 	c, err := f.open(ctx)
 	if err == nil {
-		stop := context.AfterFunc(ctx, func() { c.Close() })
+		defer context.AfterFunc(ctx, func() { c.Close() })()
 		if code, err = "226", f.begin(); err == nil {
 			if err = move(meter(c, size, farStall)); err != nil {
 				code = "451"
 			}
 		}
-		stop()
 		c.Close()
 	}
+	if c == nil || ctx.Err() == nil {
+		f.trouble = err // and not what became of a connection that this end closed
+	}
 	if lost := watched(); lost != nil {
-		f.trouble = err
 		return lost
 	}
-	f.trouble = err
 	if err == nil {
 		return f.say("226 done")
 	}

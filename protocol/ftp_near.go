@@ -48,7 +48,7 @@ func (n *ftpNear) answer(code string) (string, error) {
 	if err != nil {
 		return line, err
 	}
-	for i := 0; len(line) > 3 && line[3] == '-' && i < maxAnswer; i++ {
+	for i := 0; strings.HasPrefix(line, code+"-") && i < maxAnswer; i++ {
 		more, err := n.hear()
 		if err != nil {
 			return line, err
