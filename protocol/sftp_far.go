@@ -17,7 +17,7 @@ import (
 // Bounds on what a proven peer may hold.
 const (
 	maxChannels = 8 // of one connection, all told
-	maxOpen     = 16
+	maxOpen     = 4 // files at one time
 )
 
 // An sftpFar is the far end of one connection.

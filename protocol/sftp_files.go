@@ -17,8 +17,8 @@ import (
 // What the far end holds of one open file: clients have some dozen requests
 // under way at one time, which arrive and are served a little out of order.
 const (
-	readWindow  = 512 << 10 // bytes behind the furthest that was read
-	writeWindow = 4 << 20   // bytes beyond the first gap
+	readWindow  = 4 << 20 // bytes behind the furthest that was read
+	writeWindow = 4 << 20 // bytes beyond the first gap
 	maxRewinds  = 8
 )
 
@@ -171,7 +171,7 @@ func (r *keyedReader) ReadAt(p []byte, at int64) (int, error) {
 // more makes the next n bytes.
 func (r *keyedReader) more(n int64) {
 	if r.window == nil {
-		r.window = make([]byte, 0, 2*readWindow)
+		r.window = make([]byte, 0, min(r.size, readWindow*3/2))
 	}
 	if len(r.window)+int(n) > cap(r.window) {
 		kept := copy(r.window, r.window[len(r.window)-readWindow:])

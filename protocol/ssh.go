@@ -33,13 +33,15 @@ const (
 
 // hostKey is made anew by every program that runs: who compares fingerprints
 // finds out who ended the encryption in between.
-var hostKey = sync.OnceValues(func() (ssh.Signer, error) {
+var hostKey = sync.OnceValues(newHostKey)
+
+func newHostKey() (ssh.Signer, error) {
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		return nil, err
 	}
 	return ssh.NewSignerFromKey(key)
-})
+}
 
 // sshHostKey is how both ends record the key, as a line of their dialogue.
 func sshHostKey(k ssh.PublicKey) string { return "host key " + ssh.FingerprintSHA256(k) }
@@ -73,9 +75,7 @@ func (c *sshConn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard = firstLine(c.heard, b[:n])
-	if c.err == nil {
-		c.err = err
-	}
+	c.failed(err)
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
 		c.pause, c.last = max(c.pause, now.Sub(c.last)), now
@@ -89,10 +89,15 @@ func (c *sshConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.sent = firstLine(c.sent, b[:n])
-	if c.err == nil {
+	c.failed(err)
+	return n, err
+}
+
+// failed notes the first error that this end did not make by closing.
+func (c *sshConn) failed(err error) {
+	if c.err == nil && !errors.Is(err, net.ErrClosed) {
 		c.err = err
 	}
-	return n, err
 }
 
 func (c *sshConn) move(now time.Time) {

@@ -1,0 +1,122 @@
+package protocol
+
+import (
+	"bytes"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// What files carry is streamed at both ends: neither holds more of it than what
+// is under way.
+func TestLargeFilesAreStreamed(t *testing.T) {
+	const allowed = 48 << 20 // of both ends, whatever the size
+	size := uint32(256 << 20)
+	if testing.Short() {
+		size = 64 << 20
+	}
+	for _, p := range every(t) {
+		if !p.Bulk || p.name != "ftp" && p.name != "sftp" || strings.Contains(p.variant, "extended") {
+			continue
+		}
+		t.Run(p.String(), func(t *testing.T) {
+			f := newFar()
+			x := f.exchange()
+			x.Bytes = size
+			runtime.GC()
+			before := heap()
+			stop := make(chan struct{})
+			var most uint64
+			var wg sync.WaitGroup
+			wg.Go(func() {
+				tick := time.NewTicker(20 * time.Millisecond)
+				defer tick.Stop()
+				for {
+					select {
+					case <-stop:
+						return
+					case <-tick.C:
+						most = max(most, heap())
+					}
+				}
+			})
+			began := time.Now()
+			res, _, events := play(t, loopback, p, f, x, box{})
+			took := time.Since(began)
+			close(stop)
+			wg.Wait()
+			if res.Stage != StageDone || res.Up != int64(size) || res.Down != int64(size) || len(events) != 1 || events[0].Stage != StageDone {
+				t.Fatalf("%+v, %+v", res, events)
+			}
+			if most > before+allowed {
+				t.Errorf("%d MiB were held of %d", (most-before)>>20, size>>20)
+			}
+			if least := float64(size) / took.Seconds(); res.Rate < least || res.Rate > 100*least || res.Pause <= 0 || res.Pause > took {
+				t.Errorf("%.0f bytes/s, pause %v; %v for both", res.Rate, res.Pause, took)
+			}
+			t.Logf("%.0f MiB/s, longest pause %v, at most %d MiB held", res.Rate/(1<<20), res.Pause, int64(most-min(most, before))>>20)
+		})
+	}
+}
+
+func heap() uint64 {
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapInuse
+}
+
+// The byte at which a path was cut is in the results of both ends.
+func TestCutOfFilesIsCountedExactly(t *testing.T) {
+	f := newFar()
+	x := f.exchange()
+	x.Bytes, x.Stall = 1<<20, 5*time.Second
+	for _, p := range every(t) {
+		if p.name != "sftp" {
+			continue
+		}
+		res, _, events := play(t, loopback, p, f, x, box{down: cutAfter(500_000)})
+		if res.Stage != StageData || res.Fault != FaultEOF || res.Down < 400_000 || res.Down > 500_000 || !strings.HasPrefix(res.Step, "reading /1048576.bin") {
+			t.Errorf("near end: %+v", res)
+		}
+		if len(events) != 1 || events[0].Stage != StageData || events[0].Fault == "" || events[0].BytesOut < res.Down {
+			t.Errorf("far end: %+v", events)
+		}
+		res, _, events = play(t, loopback, p, f, x, box{up: cutAfter(500_000)})
+		if res.Stage != StageData || res.Step != "writing /1048576.bin" || res.Down != int64(x.Bytes) || len(events) != 1 {
+			t.Fatalf("near end: %+v, %+v", res, events)
+		}
+		if in := events[0].BytesIn; events[0].Fault != FaultEOF && events[0].Fault != FaultReset || in < 400_000 || in > 500_000 {
+			t.Errorf("far end: %+v", events)
+		}
+	}
+}
+
+func TestComparedStreamsNameTheByte(t *testing.T) {
+	k := newFar().keys
+	good := make([]byte, 100_000)
+	k.NewStream(wire.Reply, 7, 1).Read(good)
+	for _, at := range []int{0, 1, chunk - 1, chunk, 99_999, -1} {
+		b := bytes.Clone(good)
+		if at >= 0 {
+			b[at] ^= 0x80
+		}
+		c := &compared{want: k.NewStream(wire.Reply, 7, 1)}
+		n, err := 0, error(nil)
+		for n < len(b) && err == nil {
+			var m int
+			m, err = c.Write(b[n:min(n+33_333, len(b))])
+			n += m
+		}
+		want := at
+		if at < 0 {
+			want = len(b)
+		}
+		if n != want || c.n != int64(want) || (err == nil) != (at < 0) {
+			t.Errorf("byte %d: %d, %d, %v", at, n, c.n, err)
+		}
+	}
+}
