@@ -86,12 +86,18 @@ func judgeFinding(f *Finding, v *farView) {
 	f.Share = &share
 }
 
+// rewrittenWhy begins the reason of what is open although it did not arrive as sent.
+const rewrittenWhy = "rewritten by a helper on the way: "
+
 // alike tells whether there is nothing to tell apart. Of parts that pass, what
-// their evidence says beside does not count.
+// their evidence says beside does not count, unless a helper had a hand in it.
 func alike(parts []Part) (why string, same bool) {
 	why = parts[0].Why
 	for _, p := range parts[1:] {
 		if p.Verdict != parts[0].Verdict || p.Why != parts[0].Why && !p.Verdict.Passes() {
+			return "", false
+		}
+		if p.Why != why && (strings.HasPrefix(p.Why, rewrittenWhy) || strings.HasPrefix(why, rewrittenWhy)) {
 			return "", false
 		}
 		if p.Why != why {
@@ -271,7 +277,7 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 	case changed != "":
 		return Altered, changed
 	case helped != "":
-		return Open, "rewritten by a helper on the way: " + helped
+		return Open, rewrittenWhy + helped
 	}
 	if o.Sent >= lossFrom {
 		if loss := 1 - float64(o.Answered)/float64(o.Sent); loss > e.maxLoss {
