@@ -80,8 +80,8 @@ func TestProtocolsThatBeginWithTLSSaySo(t *testing.T) {
 		cancel()
 		far.Close()
 		wg.Wait()
-		if err != nil || isTLS(head) != p.Secure {
-			t.Errorf("%s begins with % x (%v), secure %v", p, head, err, p.Secure)
+		if err != nil || isTLS(head) != Secure(p.name) {
+			t.Errorf("%s begins with % x (%v), secure %v", p, head, err, Secure(p.name))
 		}
 	}
 }

@@ -161,7 +161,7 @@ func Named(name string) *Protocol { return protocols[name] }
 // Secure tells whether a near end that speaks name over TCP begins with TLS.
 func Secure(name string) bool {
 	p := protocols[name]
-	return name == TURNS || p != nil && p.Secure
+	return name == TURNS || p != nil && (p.Secure || p.Inside)
 }
 
 // Names lists the protocols.

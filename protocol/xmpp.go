@@ -32,6 +32,7 @@ var (
 		TCP:    &Ends{Probe: xmppDialect.probe(false), Serve: xmppDialect.serve(false)},
 	}
 	xmppInTLS = &Protocol{
+		Secure: true,
 		Doc:    "TLS for the path's name; inside XMPP: stream header, SASL PLAIN with the token as the name, then bulk data",
 		Claims: func(peek Peek, inTLS bool) bool { return inTLS && isXMPP(peek(2)) },
 		Means:  meansSTARTTLS,
