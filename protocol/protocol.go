@@ -100,7 +100,16 @@ var protocols map[string]*Protocol
 
 func init() {
 	protocols = map[string]*Protocol{
+		"4d":                      fourD,
+		"4d-tls":                  fourDTLS,
 		"automate-control-center": controlCenter,
+		"automate-heartbeat":      automateHeartbeat,
+		"automate-mediator":       automateMediator,
+		"automate-redirector":     automateRedirector,
+		"automate-relay":          automateRelay,
+		"automate-tray":           automateTray,
+		"automate-tunnel":         automateTunnel,
+		"automate-wakeup":         automateWakeup,
 		"dns":                     dnsProtocol,
 		"ftp":                     ftp,
 		"ftp-data":                ftpData,
@@ -109,13 +118,17 @@ func init() {
 		"https":                   secureHTTP,
 		"imap":                    imap,
 		"imaps":                   imaps,
+		"mcs":                     mcs,
+		"mysql":                   mysql,
 		"plain":                   plain,
 		"pop3":                    pop3,
 		"pop3s":                   pop3s,
 		QUIC:                      quicProtocol,
+		"screenconnect-relay":     screenConnect,
 		"sftp":                    sftp,
 		"smtp":                    submission,
 		"smtps":                   smtps,
+		"ssltcp":                  sslTCP,
 		"submission":              submission,
 		"tls":                     tlsPlain,
 		"xmpp":                    xmpp,
@@ -134,7 +147,7 @@ const (
 
 // standIns names what is spoken for protocols that have no implementation of
 // their own yet, where the plain exchange would look wrong on the wire.
-var standIns = map[string]string{"mcs": "tls", "4d-tls": "tls"}
+var standIns = map[string]string{}
 
 // For finds what to speak for a scenario's protocol name. own tells that it is
 // the protocol itself and not a stand-in for it.
