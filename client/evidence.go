@@ -102,6 +102,7 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 			e.events = p.events[farPort{t, aimed}]
 		}
 	}
+	v.media(&e, aimed)
 	if t == scenarios.TCP {
 		e.syns = int(v.syns[aimed])
 	}

@@ -301,7 +301,11 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 	}
 	res := protocol.On(p.Speak, scenarios.UDP).Probe(ctx, c, r.exchange(p, port))
 	o.stream(res)
-	if isErrno(res.Err) {
+	switch {
+	case o.Fault == protocol.FaultForeign, o.Fault == protocol.FaultAltered:
+		o.Invalid = max(o.Invalid, 1)
+	case o.Fault == "" || o.Answered > 0:
+	case isErrno(res.Err):
 		o.fault(survey.Explain(c, res.Err))
 	}
 	return o
@@ -312,6 +316,7 @@ func (o *Observation) stream(res protocol.Result) {
 	o.Stage, o.Fault, o.Up, o.Down, o.TLS = res.Stage, res.Fault, res.Up, res.Down, res.TLS
 	o.Seconds = res.Took.Seconds()
 	o.Sample = hex.EncodeToString(res.Sample[:min(len(res.Sample), 64)])
+	o.Media = res.Media
 	o.Seen, o.Said, o.Step, o.Detail, o.Rate, o.Pause = res.Seen.Seen, res.Said, res.Step, res.Detail, res.Rate, res.Pause.Seconds()
 	if res.Err != nil {
 		o.Detail = res.Err.Error()

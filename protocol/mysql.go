@@ -224,13 +224,13 @@ func admitMySQL(m *mysqlConn, l mysqlLogin, far Far, e *wire.Event) (reply wire.
 	return reply, keys, m.writePacket(mysqlFine(textOf(&reply, keys)))
 }
 
-// maxCommands bounds what a client may ask.
-const maxCommands = 64
+// maxPackets bounds what a client may ask.
+const maxPackets = 64
 
 // answerMySQL answers commands: the first query alone, where data follows it, or
 // all until the client quits. again tells that something follows.
 func answerMySQL(m *mysqlConn, all bool) (again bool, err error) {
-	for range maxCommands {
+	for range maxPackets {
 		m.seq = 0
 		p, err := m.readPacket()
 		if all && faultOf(err) == FaultEOF {
@@ -260,5 +260,5 @@ func answerMySQL(m *mysqlConn, all bool) (again bool, err error) {
 			return true, nil
 		}
 	}
-	return false, fmt.Errorf("more than %d commands", maxCommands)
+	return false, fmt.Errorf("more than %d commands", maxPackets)
 }

@@ -113,6 +113,7 @@ func init() {
 		"dns":                     dnsProtocol,
 		"ftp":                     ftp,
 		"ftp-data":                ftpData,
+		"goto-media":              gotoMedia,
 		"http":                    plainHTTP,
 		"http-connect":            throughProxy,
 		"https":                   secureHTTP,
@@ -273,6 +274,7 @@ type Result struct {
 	Detail string        // what is worth telling beside a good result
 	Rate   float64       // of the data phase, bytes per second in the slower direction; 0 is unknown
 	Pause  time.Duration // the longest in which no byte of the data phase came
+	Media  []wire.Media  // of media over UDP, each flow
 	Sample []byte        // first bytes of an answer that is not ours
 	Seen   wire.Message  // the far end's answer, if it verified
 	Took   time.Duration // until the fault or the end
