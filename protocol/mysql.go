@@ -31,7 +31,13 @@ func probeMySQL(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	r.Said = &wire.Said{}
 	m := &mysqlConn{Conn: c, stall: x.Stall}
 	caps, err := x.greetedMySQL(m, &r)
-	if !step(StageBanner, err) || !step(StageSTARTTLS, x.wantTLS(m, caps, &r)) {
+	switch {
+	case !step(StageBanner, err):
+		return r
+	case caps&mysqlSSL == 0:
+		step(StageSTARTTLS, x.withoutTLS(m, &r))
+		return r
+	case !step(StageSTARTTLS, x.wantTLS(m, &r)):
 		return r
 	}
 	said := r.Said
@@ -65,11 +71,18 @@ func (x Exchange) greetedMySQL(m *mysqlConn, r *Result) (uint32, error) {
 	return g.Caps, nil
 }
 
-// wantTLS asks for it. A server that does not offer it is not asked, as clients do.
-func (x Exchange) wantTLS(m *mysqlConn, caps uint32, r *Result) error {
-	if caps&mysqlSSL == 0 {
-		return fmt.Errorf("the greeting does not offer TLS: %w", ErrForeign)
+// withoutTLS logs in without, as clients do where the greeting does not offer
+// it, so that both ends know whose connection it was. That is all: the
+// reflector offers TLS, so the offer was taken away.
+func (x Exchange) withoutTLS(m *mysqlConn, r *Result) error {
+	if err := x.loginMySQL(m, r); err != nil {
+		return fmt.Errorf("no TLS offered: %w", err)
 	}
+	return fmt.Errorf("no TLS offered by the reflector's greeting, as it arrived: %w", errAltered)
+}
+
+// wantTLS asks for it.
+func (x Exchange) wantTLS(m *mysqlConn, r *Result) error {
 	p := mysqlLogin{Caps: mysqlOffered &^ mysqlWithDB, MaxPacket: mysqlMaxPacket, Charset: mysqlCharset}.request(nil)
 	r.Said.Say(mysqlRequest(p))
 	return m.writePacket(p)
@@ -89,7 +102,7 @@ func (x Exchange) loginMySQL(m *mysqlConn, r *Result) error {
 		return fmt.Errorf("login: %s", mysqlRefused(p))
 	}
 	r.RTT = time.Since(sent)
-	return x.CheckToken(string(p), r)
+	return x.CheckToken(mysqlInfo(p), r)
 }
 
 // carryMySQL asks SELECT 1, then carries the data, or quits where there is none.

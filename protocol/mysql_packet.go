@@ -137,7 +137,7 @@ func parseMySQLGreeting(p []byte) (g mysqlGreeting, err error) {
 
 // String is the greeting as a line that tells all of it.
 func (g mysqlGreeting) String() string {
-	return fmt.Sprintf("greeting %q tls %v capabilities %08x charset %d status %d thread %d salt %x plugin %q",
+	return fmt.Sprintf("greeting %s tls %v capabilities %08x charset %d status %d thread %d salt %x plugin %s",
 		g.Version, g.Caps&mysqlSSL != 0, g.Caps, g.Charset, g.Status, g.Thread, g.Salt, g.Plugin)
 }
 
@@ -210,9 +210,23 @@ func parseMySQLLogin(p []byte) (l mysqlLogin, tls bool, err error) {
 // mysqlRequest is an SSLRequest as a line that tells all of it.
 func mysqlRequest(p []byte) string { return fmt.Sprintf("request for TLS %x", p) }
 
-// mysqlFine is an OK packet with a text for people, and mysqlRefusal an ERR packet.
+// mysqlFine is an OK packet with a text for people of at most 250 bytes, and
+// mysqlRefusal an ERR packet. The text has its length before it: the protocol's
+// description leaves that out, servers and clients do not.
 func mysqlFine(info string) []byte {
-	return append([]byte{mysqlOK, 0, 0, mysqlAuto, 0, 0, 0}, info...)
+	p := []byte{mysqlOK, 0, 0, mysqlAuto, 0, 0, 0}
+	if info == "" {
+		return p
+	}
+	return append(append(p, byte(len(info))), info...)
+}
+
+// mysqlInfo is the text in an OK packet.
+func mysqlInfo(p []byte) string {
+	if len(p) < 8 || int(p[7]) != len(p)-8 {
+		return ""
+	}
+	return string(p[8:])
 }
 
 func mysqlRefusal(code uint16, state, text string) []byte {
