@@ -1,0 +1,224 @@
+package protocol
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// aGreeting is one of those that the far end sends.
+func aGreeting() mysqlGreeting {
+	g := mysqlGreeting{Version: mysqlVersion, Thread: 7, Caps: mysqlOffered, Charset: mysqlCharset, Status: mysqlAuto, Plugin: mysqlNative}
+	copy(g.Salt[:], "abcdefghijklmnopqrst")
+	return g
+}
+
+func packet(seq byte, p []byte) []byte {
+	return append([]byte{byte(len(p)), byte(len(p) >> 8), byte(len(p) >> 16), seq}, p...)
+}
+
+// The bytes of the protocol's description: dev.mysql.com, "Protocol::HandshakeV10".
+func TestMySQLGreetingHasTheDocumentedLayout(t *testing.T) {
+	want := fmt.Sprintf("%x", "\x0a8.0.36-wallprobe\x00\x07\x00\x00\x00abcdefgh\x00") +
+		"0daa" + "2d" + "0200" + "0800" + "15" + strings.Repeat("00", 10) + fmt.Sprintf("%x", "ijklmnopqrst\x00mysql_native_password\x00")
+	if diff := cmp.Diff(want, fmt.Sprintf("%x", aGreeting().Append(nil))); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestMySQLFarEndTellsWhatStrangersSend(t *testing.T) {
+	f := newFar()
+	login := func(user string) []byte {
+		return mysqlLogin{Caps: mysqlOffered &^ (mysqlWithDB | mysqlSSL), User: user, Plugin: mysqlNative}.Append(nil)
+	}
+	other := newFar()
+	other.keys = wire.Derive(wire.Key{9}, f.keys.ID, wire.Nonce{})
+	for name, c := range map[string]struct {
+		send         []byte
+		stage, fault string
+		answer       string // a part of what comes after the greeting
+	}{
+		"nothing":                  {nil, StageBanner, FaultEOF, ""},
+		"half a header":            {[]byte{3, 0}, StageBanner, FaultEOF, ""},
+		"half a packet":            {packet(1, login("me"))[:20], StageBanner, FaultEOF, ""},
+		"an empty packet":          {packet(1, nil), StageBanner, FaultForeign, ""},
+		"an endless packet":        {[]byte{0xff, 0xff, 0xff, 1}, StageBanner, FaultForeign, ""},
+		"a packet out of sequence": {packet(0, login("me")), StageBanner, FaultForeign, ""},
+		"a short login":            {packet(1, login("me")[:31]), StageBanner, FaultAltered, ""},
+		"an old client's login":    {packet(1, make([]byte, 40)), StageBanner, FaultAltered, ""},
+		"a TLS alert":              {alert, StageBanner, FaultForeign, ""},
+		"a line":                   {[]byte("GET / HTTP/1.1\r\n\r\n"), StageBanner, FaultForeign, ""},
+		"a login without a token":  {packet(1, login("root")), StageLogin, FaultForeign, "Access denied"},
+		"another key's token":      {packet(1, login(other.exchange().Token())), StageLogin, FaultAltered, "Access denied"},
+		"a request for TLS alone":  {packet(1, mysqlLogin{Caps: mysqlOffered}.request(nil)), StageTLS, FaultEOF, ""},
+	} {
+		near, far := pair(t)
+		heard := make(chan []byte, 1)
+		go func() {
+			near.Write(c.send)
+			near.CloseWrite()
+			b, _ := io.ReadAll(near)
+			heard <- b
+		}()
+		events := serveMySQL(t.Context(), far, f)
+		far.Close()
+		b := <-heard
+		if len(events) != 1 || events[0].Stage != c.stage || events[0].Fault != c.fault || events[0].Answered {
+			t.Errorf("%s: %+v", name, events)
+		}
+		if len(b) < 5 || b[4] != 10 || !bytes.Contains(b, []byte(c.answer)) || c.answer == "" && len(b) != 4+len(aGreeting().Append(nil)) {
+			t.Errorf("%s: answered with %q", name, b)
+		}
+		if c.answer != "" && binary.LittleEndian.Uint16(b[4+len(aGreeting().Append(nil))+5:]) != 1045 {
+			t.Errorf("%s: not error 1045: %q", name, b)
+		}
+	}
+}
+
+func TestMySQLNearEndTellsWhatStrangersAnswer(t *testing.T) {
+	greeting := aGreeting()
+	plain := greeting
+	plain.Caps &^= mysqlSSL
+	refusal := mysqlRefusal(1130, "HY000", "Host is not allowed")
+	for name, c := range map[string]struct {
+		answers      [][]byte // each after what the near end says
+		stage, fault string
+	}{
+		"nothing":               {nil, StageBanner, FaultEOF},
+		"a banner":              {[][]byte{[]byte("220 mail.example ESMTP\r\n")}, StageBanner, FaultForeign},
+		"half a greeting":       {[][]byte{packet(0, greeting.Append(nil))[:30]}, StageBanner, FaultEOF},
+		"a cut greeting":        {[][]byte{packet(0, greeting.Append(nil)[:30])}, StageBanner, FaultForeign},
+		"an old version":        {[][]byte{packet(0, append([]byte{9}, greeting.Append(nil)[1:]...))}, StageBanner, FaultForeign},
+		"a refusal":             {[][]byte{packet(0, refusal)}, StageBanner, FaultForeign},
+		"no TLS, and a refusal": {[][]byte{packet(0, plain.Append(nil)), packet(2, refusal)}, StageSTARTTLS, "no TLS offered: login: error 1130 HY000Host is not allowed"},
+		"no TLS, and a welcome": {[][]byte{packet(0, plain.Append(nil)), packet(2, mysqlFine("hello"))}, StageSTARTTLS, FaultForeign},
+		"no TLS after all":      {[][]byte{packet(0, greeting.Append(nil)), packet(2, refusal)}, StageTLS, FaultForeign},
+	} {
+		near, far := pair(t)
+		go func() {
+			for i, b := range c.answers {
+				if i > 0 {
+					far.Read(make([]byte, 4096))
+				}
+				far.Write(b)
+			}
+			far.CloseWrite()
+			io.Copy(io.Discard, far)
+		}()
+		got := probeMySQL(t.Context(), near, newFar().exchange())
+		near.Close()
+		if got.Stage != c.stage || got.Fault != c.fault {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// A box that takes the offer of TLS away is told even where the login passes.
+func TestMySQLWithoutItsOfferOfTLSIsAltered(t *testing.T) {
+	f := newFar()
+	at := 4 + 1 + len(mysqlVersion) + 1 + 4 + 8 + 1 + 1
+	got, _, events := play(t, loopback, spoken{name: "mysql", Protocol: mysql}, f, f.exchange(), box{down: func(offset int64, b []byte) ([]byte, bool) {
+		if i := int64(at) - offset; i >= 0 && i < int64(len(b)) {
+			b[i] &^= mysqlSSL >> 8
+		}
+		return b, true
+	}})
+	if got.Stage != StageSTARTTLS || got.Fault != FaultAltered || len(got.Said.Heard) != 1 || !strings.Contains(got.Said.Heard[0], "tls false") {
+		t.Errorf("near end: %+v", got)
+	}
+	if len(events) != 1 || !events[0].Answered || !strings.Contains(events[0].Said.Sent[0], "tls true") {
+		t.Errorf("far end: %+v", events)
+	}
+}
+
+func TestMySQLClientThatAsksWithoutEndIsLeft(t *testing.T) {
+	f := newFar()
+	near, far := pair(t)
+	done := make(chan []wire.Event, 1)
+	go func() { done <- serveMySQL(t.Context(), far, f); far.Close() }()
+	m := &mysqlConn{Conn: near, stall: 10 * time.Second}
+	if _, err := m.readPacket(); err != nil {
+		t.Fatal(err)
+	}
+	x := f.exchange()
+	if err := x.loginMySQL(m, &Result{}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxCommands {
+		m.seq = 0
+		if err := m.writePacket([]byte{mysqlPing}); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := m.readPacket(); err != nil || p[0] != mysqlOK {
+			t.Fatalf("ping %d: %x, %v", i, p, err)
+		}
+	}
+	if _, err := m.readPacket(); !errors.Is(err, io.EOF) {
+		t.Errorf("%v", err)
+	}
+	if events := <-done; events[0].Fault != "more than 64 commands" {
+		t.Errorf("%+v", events)
+	}
+}
+
+func FuzzMySQLGreeting(f *testing.F) {
+	f.Add(aGreeting().Append(nil))
+	f.Add([]byte{10, 0})
+	f.Fuzz(func(t *testing.T, p []byte) {
+		if g, err := parseMySQLGreeting(p); err == nil && !bytes.Equal(g.Append(nil), p) {
+			t.Errorf("%x is read as %+v", p, g)
+		}
+	})
+}
+
+func FuzzMySQLLogin(f *testing.F) {
+	f.Add(mysqlLogin{Caps: mysqlOffered, User: "me", Auth: []byte("12345678901234567890"), Database: "db", Plugin: mysqlNative}.Append(nil))
+	f.Add(mysqlLogin{Caps: mysqlOffered}.request(nil))
+	f.Add(append(make([]byte, 32), 0, 255))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		l, tls, err := parseMySQLLogin(p)
+		if err != nil || tls || len(p) == mysqlSSLRequestSize {
+			return
+		}
+		again, _, err := parseMySQLLogin(l.Append(nil))
+		if diff := cmp.Diff(l, again, same); err != nil || diff != "" {
+			t.Errorf("%x: %v (-first +again):\n%s", p, err, diff)
+		}
+	})
+}
+
+// FuzzMySQLFarEnd speaks to the far end in clear.
+func FuzzMySQLFarEnd(f *testing.F) {
+	far := newFar()
+	token := far.exchange().Token()
+	good := packet(1, mysqlLogin{Caps: mysqlOffered &^ mysqlSSL, User: token, Database: "db", Plugin: mysqlNative}.Append(nil))
+	f.Add(slices.Concat(good, packet(0, []byte("\x03SELECT 1")), packet(0, []byte{mysqlQuit})))
+	f.Add(packet(1, mysqlLogin{Caps: mysqlOffered}.request(nil)))
+	f.Fuzz(func(t *testing.T, b []byte) { heardByFarEnd(t, mysql, far, b) })
+}
+
+// heardByFarEnd gives a far end bytes and an end; it may not think that all is
+// well without a token in them.
+func heardByFarEnd(t *testing.T, p *Protocol, f *testFar, b []byte) {
+	t.Helper()
+	near, far := memoryPair(t)
+	go io.Copy(io.Discard, near)
+	near.Write(b)
+	near.(*memoryConn).out.close()
+	events := p.TCP.Serve(t.Context(), far, f)
+	far.Close()
+	near.Close()
+	if len(events) != 1 || events[0].Answered && events[0].Probe != 7 || events[0].Stage == StageDone && !events[0].Answered {
+		t.Errorf("%x: %+v", b, events)
+	}
+}
