@@ -279,13 +279,8 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 	case helped != "":
 		return Open, rewrittenWhy + helped
 	}
-	if why := e.mediaLoss(); why != "" {
+	if why := e.tooLossy(); why != "" {
 		return Degraded, why
-	}
-	if o.Sent >= lossFrom {
-		if loss := 1 - float64(o.Answered)/float64(o.Sent); loss > e.maxLoss {
-			return Degraded, fmt.Sprintf("%.0f %% of %d datagrams lost; at most %.0f %% are allowed", loss*100, o.Sent, e.maxLoss*100)
-		}
 	}
 	said := o.Detail
 	switch {

@@ -33,18 +33,29 @@ func lostShare(n, m int) float64 {
 	if n == 0 {
 		return 0
 	}
-	return 1 - float64(m)/float64(n)
+	return float64(n-m) / float64(n)
 }
 
-// mediaLoss says of media that lose too much in which direction they do. It is
-// empty where they do not, and where the reflector's counts are not known.
+// tooLossy says why what was answered loses too much; it is empty where it does
+// not. Media are judged in each direction by itself, where the reflector's
+// counts are known: their answers are a flow of their own.
+func (e *portEvidence) tooLossy() string {
+	o := e.near
+	switch loss := lostShare(o.Sent, o.Answered); {
+	case o.Sent < lossFrom:
+		return ""
+	case len(o.Media) > 0 && e.ledger:
+		return e.mediaLoss()
+	case loss > e.maxLoss:
+		return fmt.Sprintf("%.0f %% of %d datagrams lost; at most %.0f %% are allowed", loss*100, o.Sent, e.maxLoss*100)
+	}
+	return ""
+}
+
 func (e *portEvidence) mediaLoss() string {
 	var sent, seen, heard int
 	for _, m := range e.near.Media {
 		sent, seen, heard = sent+m.Sent, seen+m.Seen, heard+m.Heard
-	}
-	if !e.ledger || sent < lossFrom {
-		return ""
 	}
 	up, down := lostShare(sent, seen), lostShare(seen, heard)
 	if max(up, down) <= e.maxLoss {
