@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -55,6 +56,11 @@ func vendorRows(t *testing.T) []row {
 			want: all(fact{Verdict: client.Rejected, ICMP: "3/13 icmp admin-prohibited from the firewall", Near: "token icmp"}, everyDatagram...)},
 		{name: "datagrams rejected", family: "ipv6", rules: firewall(shut + "reject with icmpv6 no-route\n"),
 			want: all(fact{Verdict: client.Rejected, ICMP: "1/0 icmpv6 no-route from the firewall", Near: "token icmp"}, everyDatagram...)},
+		// Audio 4, 9 and 14 arrive 100 ms late, and nothing follows the last.
+		{name: "media out of order, there", rules: firewall(""), boxes: holdingBack(middlebox.Client),
+			want: all(fact{Verdict: client.Open, Near: "done", Attempts: "24/24/24", Why: ", 2 out of order there and 0 back"}, "MEDIA")},
+		{name: "media out of order, back", rules: firewall(""), boxes: holdingBack(middlebox.Server),
+			want: all(fact{Verdict: client.Open, Near: "done", Attempts: "24/24/24", Why: ", 0 out of order there and 2 back"}, "MEDIA")},
 		{name: "media rewritten", rules: firewall(""), boxes: func(s *scene) {
 			s.serve(middlebox.UDP{Ports: "1853", Rewrites: []middlebox.Rewrite{{From: middlebox.Server, At: 90}}}.Open(s.firewall()))
 		}, want: all(fact{Verdict: client.Altered, Why: "the reflector's answer arrived changed", Near: "token foreign"}, "MEDIA")},
@@ -89,6 +95,19 @@ func TestVendorsProtocolsAreJudgedLikeTheFaultThatIsInjected(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// holdingBack is a box that holds every fifth datagram of one side's audio back.
+func holdingBack(side middlebox.Side) func(*scene) {
+	return func(s *scene) {
+		var n atomic.Int64
+		s.serve(middlebox.UDP{Ports: "1853", Delay: func(from middlebox.Side, b []byte) time.Duration {
+			if from == side && len(b) == 160 && n.Add(1)%5 == 0 {
+				return 100 * time.Millisecond
+			}
+			return 0
+		}}.Open(s.firewall()))
 	}
 }
 

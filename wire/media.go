@@ -27,14 +27,15 @@ func DescribeMedia(flows []Media) string {
 	for _, m := range flows {
 		said = append(said, fmt.Sprintf("%s %d of %d", m.Flow, m.Heard, m.Sent))
 	}
-	up, down, outOfOrder := 0.0, 0.0, 0
+	var up, down float64
+	var there, back int
 	for _, m := range flows {
 		up, down = max(up, m.JitterUp), max(down, m.JitterDown)
-		outOfOrder += m.ReorderedUp + m.ReorderedDown
+		there, back = there+m.ReorderedUp, back+m.ReorderedDown
 	}
 	text := fmt.Sprintf("%s datagrams answered, delay varies by %.1f ms there and %.1f ms back", strings.Join(said, ", "), up, down)
-	if outOfOrder > 0 {
-		text += fmt.Sprintf(", %d out of order", outOfOrder)
+	if there+back > 0 {
+		text += fmt.Sprintf(", %d out of order there and %d back", there, back)
 	}
 	return text
 }

@@ -1,6 +1,7 @@
 package middlebox
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,10 @@ type UDP struct {
 	From     string        // the interface by which clients come in; empty is lan0
 	Rewrites []Rewrite     // changes to what is forwarded; offsets are within a datagram
 	Timeout  time.Duration // of a flow without replies; 0 is a minute
+
+	// Delay, if set, says how long a datagram of a side is held back; later
+	// ones overtake it. Calls may overlap.
+	Delay func(Side, []byte) time.Duration
 
 	// Answer, if set, plays the server, which then sees nothing at all. It
 	// gets what the client sent; nil is no answer.
@@ -144,9 +149,28 @@ func (p *UDPProxy) receive(s *net.UDPConn) {
 			continue
 		}
 		if c, err := p.toServer(f); err == nil {
-			_, _ = c.Write(newEditor(p.box.Rewrites, Client).edit(buf[:n], true))
+			p.pass(Client, buf[:n], func(b []byte) { _, _ = c.Write(b) })
 		}
 	}
+}
+
+// pass sends a datagram of a side on, edited, at once or after its delay.
+func (p *UDPProxy) pass(from Side, b []byte, send func([]byte)) {
+	b = newEditor(p.box.Rewrites, from).edit(b, true)
+	if p.box.Delay == nil {
+		send(b)
+		return
+	}
+	d := p.box.Delay(from, b)
+	if d <= 0 {
+		send(b)
+		return
+	}
+	b = bytes.Clone(b)
+	p.readers.Go(func() {
+		time.Sleep(d)
+		send(b)
+	})
 }
 
 // aimedAt finds the address a datagram was sent to in what came with it
@@ -225,7 +249,8 @@ func (p *UDPProxy) reply(f flow, c *net.UDPConn) {
 		if err != nil {
 			return
 		}
-		reply := newEditor(p.box.Rewrites, Server).edit(buf[:n], true)
-		_ = p.host.Do(func() error { return answerAs(f, reply) })
+		p.pass(Server, buf[:n], func(reply []byte) {
+			_ = p.host.Do(func() error { return answerAs(f, reply) })
+		})
 	}
 }
