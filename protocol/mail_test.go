@@ -327,7 +327,7 @@ func TestAlertsInAnyStateAreNamed(t *testing.T) {
 }
 
 // insideTLS is a connection to a far end that has come through its handshake.
-func insideTLS(t *testing.T, f *testFar, name string) (c *tls.Conn, events func() []wire.Event) {
+func mailInsideTLS(t *testing.T, f *testFar, name string) (c *tls.Conn, events func() []wire.Event) {
 	t.Helper()
 	near, far := pair(t)
 	done := make(chan []wire.Event, 1)
@@ -340,7 +340,7 @@ func TestSMTPClientOfTheFieldHandsInMail(t *testing.T) {
 	f := newFar()
 	x := f.exchange()
 	x.Bytes = 0
-	raw, end := insideTLS(t, f, "smtps")
+	raw, end := mailInsideTLS(t, f, "smtps")
 	c := smtp.NewClient(raw)
 	if err := c.SendMail("a@b.example", []string{"c@d.example"}, strings.NewReader("hello")); err == nil {
 		t.Error("mail was taken without a login")

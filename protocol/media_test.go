@@ -53,7 +53,7 @@ func steady(d time.Duration) func(int, int) time.Duration {
 }
 
 // settled is RFC 3550's jitter after n datagrams of which each differs by d.
-func settled(d float64, n int) float64 {
+func settledAt(d float64, n int) float64 {
 	return math.Round(d*(1-math.Pow(15.0/16, float64(n-1)))*1000) / 1000
 }
 
@@ -81,8 +81,8 @@ func TestMediaAreMeasuredInEachDirection(t *testing.T) {
 		want        []wire.Media
 	}{
 		"a steady path":         {steady(10 * ms), steady(30 * ms), both(func(*wire.Media) {})},
-		"delay varies there":    {uneven, steady(10 * ms), both(func(m *wire.Media) { m.JitterUp = settled(8, m.Sent) })},
-		"delay varies back":     {steady(10 * ms), uneven, both(func(m *wire.Media) { m.JitterDown = settled(8, m.Sent) })},
+		"delay varies there":    {uneven, steady(10 * ms), both(func(m *wire.Media) { m.JitterUp = settledAt(8, m.Sent) })},
+		"delay varies back":     {steady(10 * ms), uneven, both(func(m *wire.Media) { m.JitterDown = settledAt(8, m.Sent) })},
 		"lost there":            {losing, steady(10 * ms), both(func(m *wire.Media) { m.Heard = m.Sent - m.Sent/4 })},
 		"lost back":             {steady(10 * ms), losing, both(func(m *wire.Media) { m.Heard = m.Sent - m.Sent/4 })},
 		"out of order, there":   {late, steady(10 * ms), nil},
