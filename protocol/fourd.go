@@ -28,6 +28,7 @@ var (
 		TCP:       &Ends{Probe: probe4D, Serve: serve4D},
 	}
 	fourDTLS = &Protocol{
+		Secure:    true,
 		Doc:       "4D inside TLS: on 19812 the SQL server's text, LOGIN with the token in base64 as user name; on other ports a frame with wallprobe's own message and data",
 		Imitation: fourDImitation,
 		Claims:    func(peek Peek, inTLS bool) bool { return inTLS && claims4D(peek) },

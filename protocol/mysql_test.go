@@ -154,7 +154,7 @@ func TestMySQLClientThatAsksWithoutEndIsLeft(t *testing.T) {
 	if err := x.loginMySQL(m, &Result{}); err != nil {
 		t.Fatal(err)
 	}
-	for i := range maxCommands {
+	for i := range maxPackets {
 		m.seq = 0
 		if err := m.writePacket([]byte{mysqlPing}); err != nil {
 			t.Fatal(err)
