@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
@@ -246,13 +247,14 @@ func (q *requests) check(resp *http.Response, kind wire.Kind) error {
 // data sends the stream and reads the other end's.
 func (q *requests) data() error {
 	x, n := q.x, int64(q.x.Bytes)
-	up := &streamBody{s: x.Keys.NewStream(wire.Request, x.Probe, x.Attempt), left: n, more: func() { q.conn.extend(x.Stall) }}
+	up := &streamBody{s: x.Keys.NewStream(wire.Request, x.Probe, x.Attempt), more: func() { q.conn.extend(x.Stall) }}
+	up.left.Store(n)
 	up.all = func() { q.conn.extend(x.Stall + drain(x.Bytes)) }
 	began := time.Now()
 	q.conn.extend(x.Stall)
 	q.conn.forget()
 	resp, err := q.send(q.new(http.MethodPost, pathData, up, n))
-	q.r.Up = n - up.left
+	q.r.Up = n - up.left.Load()
 	if err != nil {
 		return q.ended(err)
 	}
@@ -283,21 +285,22 @@ func atEnd(body io.Reader) error {
 }
 
 // A streamBody is a request's body. Each read means that what went before was
-// taken.
+// taken. A library may go on reading while its answer is looked at.
 type streamBody struct {
 	s         *wire.Stream
-	left      int64
+	left      atomic.Int64
 	more, all func()
 }
 
 func (b *streamBody) Read(p []byte) (int, error) {
-	if b.left == 0 {
+	left := b.left.Load()
+	if left == 0 {
 		return 0, io.EOF
 	}
 	b.more()
-	p = p[:min(int64(len(p)), b.left)]
+	p = p[:min(int64(len(p)), left)]
 	b.s.Read(p)
-	if b.left -= int64(len(p)); b.left == 0 {
+	if b.left.Add(-int64(len(p))) == 0 {
 		b.all()
 	}
 	return len(p), nil

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"golang.org/x/net/http2"
-
 	"github.com/wallprobe/wallprobe/wire"
 )
 
@@ -73,13 +71,15 @@ func notH2(agreed string) error {
 
 // overHTTP2 runs the requests as streams of one HTTP/2 connection.
 func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *Result) {
-	var cc *http2.ClientConn
+	var cc *http.ClientConn
 	x.overHTTP(ctx, tc, r, func(h *httpConn) requests {
 		h.binary()
 		h.extend(x.Stall)
-		t := &http2.Transport{DisableCompression: true, MaxHeaderListSize: maxHead}
+		t := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHead, Protocols: &http.Protocols{},
+			DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return h, nil }}
+		t.Protocols.SetUnencryptedHTTP2(true) // of TLS it need not know
 		var err error
-		cc, err = t.NewClientConn(h)
+		cc, err = t.NewClientConn(ctx, base.Scheme, "reflector:443")
 		goodbye := func() {
 			tc.CloseWrite()
 			select {

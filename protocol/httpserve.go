@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -39,7 +40,7 @@ func serveHTTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	server := http.Server{
 		Handler: s, Protocols: protocols, MaxHeaderBytes: maxHead,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxExchanges},
-		ReadHeaderTimeout: farStall, ReadTimeout: bodyTime, WriteTimeout: httpQuiet, IdleTimeout: httpQuiet,
+		ReadHeaderTimeout: farStall, ReadTimeout: bodyTime, WriteTimeout: farStall, IdleTimeout: httpQuiet,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    log.New(io.Discard, "", 0),
 	}
@@ -138,6 +139,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	path, framed := strings.CutPrefix(r.URL.Path, framedPath)
 	switch {
 	case control:
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(httpQuiet)) // ledgers are long
 		s.far.Control().ServeHTTP(w, r)
 	case framed && r.Method == http.MethodPost && (path == "" || path == pathData || path == pathLate):
 		s.framed(a, "/"+strings.TrimPrefix(path, "/"))
@@ -441,7 +443,7 @@ func (s *httpServer) strange(in int64, met error, said *wire.Said) []wire.Event 
 	e.Stage, e.Fault, e.BytesIn, e.Said = StageToken, FaultForeign, in, said
 	if s.requests == 0 {
 		e.Digest = digest(s.conn.first())
-		if met != nil {
+		if whole := len(said.Heard) > 0; met != nil && !whole && !errors.Is(met, errLongHead) {
 			e.Fault = faultOf(met)
 		}
 	}
