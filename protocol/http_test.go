@@ -201,39 +201,41 @@ func TestHTTPByteByByteIsBoundedByTheDeadline(t *testing.T) {
 }
 
 func TestSilenceOverHTTPIsKeptAndItsLossTold(t *testing.T) {
-	for _, name := range []string{"http", "automate-control-center"} {
-		p := Named(name)
+	for _, p := range every(t) {
+		if !strings.HasPrefix(p.name, "http") && p.Protocol != controlCenter {
+			continue
+		}
 		inBubble(t, func(t *testing.T, near, far net.Conn) {
 			f := newFar()
 			x := f.exchange()
-			x.Idle = 5 * time.Minute
+			x.Idle, x.Variant = 5*time.Minute, p.variant
 			var events []wire.Event
 			var wg sync.WaitGroup
-			wg.Go(func() { events = p.TCP.Serve(t.Context(), far, f); far.Close() })
+			wg.Go(func() { events = f.serve(t.Context(), p.Protocol, far); far.Close() })
 			res := p.TCP.Probe(t.Context(), near, x)
 			near.Close()
 			wg.Wait()
 			if res.Stage != StageDone || res.Took != x.Idle || len(events) != 1 || events[0].Stage != StageDone {
-				t.Errorf("%s: %+v, %+v", name, res, events)
+				t.Errorf("%s: %+v, %+v", p, res, events)
 			}
 		})
 		inBubble(t, func(t *testing.T, near, far net.Conn) {
 			f := newFar()
 			x := f.exchange()
-			x.Idle = time.Hour
+			x.Idle, x.Variant = time.Hour, p.variant
 			ctx, cancel := contextFor(t)
 			time.AfterFunc(time.Minute, cancel)
 			var events []wire.Event
 			var wg sync.WaitGroup
-			wg.Go(func() { events = p.TCP.Serve(ctx, far, f); far.Close() })
+			wg.Go(func() { events = f.serve(ctx, p.Protocol, far); far.Close() })
 			res := p.TCP.Probe(t.Context(), near, x)
 			near.Close()
 			wg.Wait()
 			if res.Stage != StageIdle || res.Fault != FaultEOF || res.Took != time.Minute {
-				t.Errorf("%s, near end: %+v", name, res)
+				t.Errorf("%s, near end: %+v", p, res)
 			}
 			if len(events) != 1 || events[0].Stage != StageIdle || events[0].Fault != FaultTimeout {
-				t.Errorf("%s, far end: %+v", name, events)
+				t.Errorf("%s, far end: %+v", p, events)
 			}
 		})
 	}

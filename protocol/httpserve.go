@@ -440,7 +440,8 @@ func (s *httpServer) strange(in int64, met error, said *wire.Said) []wire.Event 
 		return nil
 	}
 	e := s.arrived
-	e.Stage, e.Fault, e.BytesIn, e.Said = StageToken, FaultForeign, in, said
+	e.Stage, e.Fault, e.BytesIn = StageToken, FaultForeign, in
+	e.Said = &wire.Said{Sent: firstHead(said.Sent), Heard: firstHead(said.Heard)}
 	if s.requests == 0 {
 		e.Digest = digest(s.conn.first())
 		if whole := len(said.Heard) > 0; met != nil && !whole && !errors.Is(met, errLongHead) {
@@ -448,4 +449,12 @@ func (s *httpServer) strange(in int64, met error, said *wire.Said) []wire.Event 
 		}
 	}
 	return []wire.Event{e}
+}
+
+// firstHead is all that is kept of what strangers say.
+func firstHead(lines []string) []string {
+	if i := slices.Index(lines, ""); i >= 0 {
+		lines = lines[:i+1]
+	}
+	return lines[:min(len(lines), 16)]
 }

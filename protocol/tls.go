@@ -145,10 +145,12 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 // alpn are the names of protocols that the far end speaks inside TLS.
 var alpn = []string{"h2", "http/1.1", "xmpp-client"}
 
-// A recorder keeps the first bytes of both directions.
+// A recorder keeps the first bytes of both directions. After a write that failed
+// it writes nothing more.
 type recorder struct {
 	net.Conn
 	sent, received bytes.Buffer
+	broken         error // of a write: what followed a lost record would not decrypt
 }
 
 // maxRecord is a TLS record with its header (RFC 8446 section 5.1).
@@ -158,7 +160,12 @@ func (r *recorder) Write(b []byte) (int, error) {
 	if room := maxRecord - r.sent.Len(); room > 0 {
 		r.sent.Write(b[:min(room, len(b))])
 	}
-	return r.Conn.Write(b)
+	if r.broken != nil {
+		return 0, r.broken
+	}
+	n, err := r.Conn.Write(b)
+	r.broken = err
+	return n, err
 }
 
 func (r *recorder) Read(b []byte) (int, error) {
