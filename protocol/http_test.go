@@ -64,6 +64,7 @@ func TestFarEndOfHTTPTellsWhatStrangersSend(t *testing.T) {
 		"a body too short":          {data(999, stream[:999]), told{StageData, FaultAltered, true, 0, true}},
 		"a body too long":           {data(1001, append(bytes.Clone(stream), 0)), told{StageData, FaultAltered, true, 0, true}},
 		"chunk rubbish":             {bearer("POST /data", x.Token(), "Transfer-Encoding: chunked\r\n") + "zz\r\nabc", told{StageData, FaultForeign, true, 0, true}},
+		"more chunks than agreed":   {bearer("POST /data", x.Token(), "Transfer-Encoding: chunked\r\n") + "3e8\r\n" + string(stream) + "\r\n1\r\nx\r\n0\r\n\r\n", told{StageData, FaultAltered, true, 1000, true}},
 		"two lengths":               {bearer("POST /data", x.Token(), "Content-Length: 1\r\nContent-Length: 2\r\n"), told{StageToken, FaultForeign, false, 0, false}},
 		"CONNECT without a token":   {"CONNECT a.example:443 HTTP/1.1\r\nHost: a.example\r\n\r\n", told{StageToken, FaultForeign, false, 0, false}},
 		"a frame of another length": {"POST /SolutionCenter HTTP/1.1\r\nHost: a\r\nContent-Length: 88\r\n\r\n" + strings.Repeat("x", 88), told{StageToken, FaultForeign, false, 0, false}},
@@ -163,6 +164,25 @@ func TestNearEndOfHTTPTellsWhatStrangersAnswer(t *testing.T) {
 		if got.Stage != StageToken || got.Fault != c.fault || !bytes.HasPrefix([]byte(c.answer), got.Sample) || len(c.answer) > 0 && len(got.Sample) == 0 {
 			t.Errorf("%s: %s %s, %v, sample %q", name, got.Stage, got.Fault, got.Err, got.Sample)
 		}
+	}
+}
+
+// Libraries set deadlines of their own, which must not put off the end.
+func TestNoDeadlineOutlivesTheContextOfHTTP(t *testing.T) {
+	near, _ := memoryPair(t)
+	ctx, cancel := contextFor(t)
+	h := newHTTPConn(ctx, near)
+	cancel()
+	for name, set := range map[string]func(time.Time) error{"both": h.SetDeadline, "read": h.SetReadDeadline} {
+		set(time.Now().Add(time.Minute))
+		began := time.Now()
+		if _, err := h.Read(make([]byte, 1)); faultOf(err) != FaultTimeout || time.Since(began) > 10*time.Second {
+			t.Errorf("%s: %v after %v", name, err, time.Since(began))
+		}
+	}
+	h.SetWriteDeadline(time.Now().Add(time.Minute))
+	if _, err := h.Write(make([]byte, 1<<20)); faultOf(err) != FaultTimeout {
+		t.Errorf("write: %v", err)
 	}
 }
 
