@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -61,6 +62,17 @@ func TestWhatPassesBesideQUICIsNamed(t *testing.T) {
 	}
 }
 
+func TestCancelledQUICProbeStopsAtOnce(t *testing.T) {
+	near, _ := udpPair(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(50*time.Millisecond, cancel)
+	x := newFar().exchange()
+	began := time.Now()
+	if r := probeQUIC(ctx, near, x); r.Stage != StageTLS || r.Fault == "" || time.Since(began) > x.Stall/4 {
+		t.Errorf("%+v after %v", r, time.Since(began))
+	}
+}
+
 func TestForgedVersionNegotiationIsTold(t *testing.T) {
 	f := newFar()
 	near, far := udpPair(t)
@@ -80,15 +92,19 @@ func TestForgedVersionNegotiationIsTold(t *testing.T) {
 }
 
 func TestErrorsOfQUICAreFaults(t *testing.T) {
-	for want, err := range map[string]error{
-		FaultTimeout:                  &quic.IdleTimeoutError{},
-		FaultForeign:                  &quic.StatelessResetError{},
-		FaultEOF:                      &quic.ApplicationError{Remote: true, ErrorCode: 0x100},
-		"CONNECTION_REFUSED (remote)": &quic.TransportError{Remote: true, ErrorCode: quic.ConnectionRefused},
-		"":                            nil,
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{nil, ""},
+		{&quic.IdleTimeoutError{}, FaultTimeout},
+		{&quic.ApplicationError{ErrorCode: 0x10c}, FaultTimeout},
+		{&quic.ApplicationError{Remote: true, ErrorCode: 0x100}, FaultEOF},
+		{&quic.StatelessResetError{}, FaultForeign},
+		{&quic.TransportError{Remote: true, ErrorCode: quic.ConnectionRefused}, "CONNECTION_REFUSED (remote)"},
 	} {
-		if got := faultOf(quicErr(err)); got != want {
-			t.Errorf("%v: %q, want %q", err, got, want)
+		if got := faultOf(quicErr(c.err)); got != c.want {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
 		}
 	}
 	if quicErr(io.EOF) != io.EOF || !errors.Is(quicErr(net.ErrClosed), net.ErrClosed) {

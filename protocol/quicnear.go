@@ -83,7 +83,7 @@ func quicErr(err error) error {
 		return fmt.Errorf("somebody says that the far end does not speak QUIC version 1, which it does: %w", ErrForeign)
 	case errors.As(err, &reset):
 		return fmt.Errorf("a stateless reset, which the far end never sends: %w", ErrForeign)
-	case isTimeout(err):
+	case isTimeout(err), errors.As(err, &closed) && !closed.Remote: // this end gave up
 		return context.DeadlineExceeded
 	case errors.As(err, &closed), errors.As(err, &stream):
 		return fmt.Errorf("%s: %w", err, io.EOF)

@@ -279,7 +279,7 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
 		Note: func(e wire.Event) {
-			if ctx.Err() != nil && e.Fault != "" {
+			if ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 				e.Fault, e.Unfinished = "", true // this end gave up, the path did not
 			}
 			q.r.note(e)
