@@ -124,6 +124,12 @@ func (s *siege) check() (total int) {
 	return total
 }
 
+func (s *siege) sentTo(a netip.AddrPort) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sent[a]
+}
+
 // connect is a client that does what all are there for.
 func (s *siege) connect(probe uint32) protocol.Result {
 	s.t.Helper()
@@ -241,7 +247,7 @@ func TestUnprovenQUICNeverGetsMoreThanItSent(t *testing.T) {
 				t.Errorf("%d bytes were sent", total)
 			} else if !c.answer {
 				for i := range 250 {
-					if n := s.sent[spoofed(i)]; n > 0 {
+					if n := s.sentTo(spoofed(i)); n > 0 {
 						t.Errorf("%v was sent %d bytes", spoofed(i), n)
 					}
 				}
@@ -264,7 +270,7 @@ func TestShortHeadersOfNobodysConnectionGetNoResetBesideOthers(t *testing.T) {
 	}
 	s.settle()
 	for i := range 500 {
-		if n := s.sent[spoofed(i)]; n > 0 {
+		if n := s.sentTo(spoofed(i)); n > 0 {
 			t.Fatalf("%v was sent %d bytes", spoofed(i), n)
 		}
 	}
@@ -302,7 +308,10 @@ func TestTenThousandSpoofedInitialsLeaveNothingBehind(t *testing.T) {
 	if now > routines+10 {
 		t.Errorf("%d goroutines, %d before", now, routines)
 	}
-	if total, sources := s.quic.total, len(s.quic.source); total > 1 || sources > 1 {
+	s.quic.mu.Lock()
+	total, sources := s.quic.total, len(s.quic.source)
+	s.quic.mu.Unlock()
+	if total > 1 || sources > 1 {
 		t.Errorf("%d connections of %d sources", total, sources)
 	}
 	if res := s.connect(2); res.Stage != protocol.StageDone {
