@@ -54,7 +54,7 @@ const (
 	errBye          = mailError("the peer said goodbye")
 	errCarry        = mailError("the data phase begins")
 	errManyCommands = mailError("more commands than a client needs")
-	errManyLogins   = mailError("more than 3 logins failed")
+	errManyLogins   = mailError("more than 2 logins failed")
 	errManyLines    = mailError("more than 64 lines in one answer")
 	errTooLarge     = mailError("a message of more than 64 KiB")
 )

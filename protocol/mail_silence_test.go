@@ -42,13 +42,14 @@ func TestSilentPeersOfMailCostOneDeadline(t *testing.T) {
 // All of a stage has one deadline, however the bytes and lines drip.
 func TestDrippingAnswersAreBoundedByTheStage(t *testing.T) {
 	for name, c := range map[string]struct {
-		banner, drip string
-		stage        string
+		banner string
+		drips  []string // one a second, the last again and again
+		stage  string
 	}{
-		"submission": {"220 x\r\n", "250-x\r\n", StageSTARTTLS},
-		"imap":       {"* OK\r\n", "* x\r\n", StageSTARTTLS},
-		"pop3":       {"+OK\r\n+OK\r\n", "x\r\n", StageSTARTTLS},
-		"xmpp":       {xmppOpen + "<stream:features>", "<x/>", StageSTARTTLS},
+		"submission": {"220 x\r\n", []string{"250-x\r\n"}, StageSTARTTLS},
+		"imap":       {"* OK\r\n", []string{"* x\r\n"}, StageSTARTTLS},
+		"pop3":       {"+OK\r\n+OK\r\n", []string{"x\r\n"}, StageSTARTTLS},
+		"xmpp":       {xmppOpen, []string{offersTLS, " "}, StageSTARTTLS},
 	} {
 		inBubble(t, func(t *testing.T, near, far net.Conn) {
 			var wg sync.WaitGroup
@@ -57,9 +58,9 @@ func TestDrippingAnswersAreBoundedByTheStage(t *testing.T) {
 			wg.Go(func() { io.Copy(io.Discard, far) })
 			wg.Go(func() {
 				io.WriteString(far, c.banner)
-				for range 20 {
+				for i := range 20 {
 					time.Sleep(time.Second)
-					if _, err := io.WriteString(far, c.drip); err != nil {
+					if _, err := io.WriteString(far, c.drips[min(i, len(c.drips)-1)]); err != nil {
 						return
 					}
 				}
@@ -249,6 +250,7 @@ func TestElementsAreReadAsTheyAreWritten(t *testing.T) {
 		"<stream:features><a/></stream:features>": {"<stream:features><a/></stream:features>", nil},
 		"<a><stream:stream/></a>":                 {"<a><stream:stream/></a>", nil},
 		"<a/":                                     {"<a/", io.EOF},
+		strings.Repeat("<a>", 9) + "x":            {strings.Repeat("<a>", 9), errElement},
 		"text":                                    {"t", errXML},
 		"</a>":                                    {"</a>", errXML},
 		"<a><?xml?></a>":                          {"<a><?xml?>", errXML},

@@ -165,6 +165,26 @@ func TestDamagedTokenLogsNobodyIn(t *testing.T) {
 	}
 }
 
+func TestThirdFailedLoginIsTheLast(t *testing.T) {
+	for name, c := range map[string]struct{ send, refusal, bye string }{
+		"smtps": {"AUTH PLAIN YQ==\r\n", "535 ", "421 4.7.0 more than 2 logins failed"},
+		"imaps": {"a LOGIN x y\r\n", "a NO ", "* BYE more than 2 logins failed"},
+		"pop3s": {"USER x\r\nPASS y\r\n", "-ERR [AUTH]", "-ERR more than 2 logins failed"},
+		"xmpps": {"<auth xmlns='" + nsSASL + "' mechanism='PLAIN'>YQ==</auth>", noLogin, streamEnd},
+	} {
+		_, events := say(t, protocols[name], newFar(), []byte(strings.Repeat(c.send, 10)))
+		refused, sent := 0, events[0].Said.Sent
+		for _, line := range sent {
+			if strings.HasPrefix(line, c.refusal) {
+				refused++
+			}
+		}
+		if refused != 3 || sent[len(sent)-1] != c.bye || endOf(events) != (mailEnd{StageLogin, FaultForeign}) {
+			t.Errorf("%s: %d refusals, then %q; %+v", name, refused, sent[len(sent)-1], endOf(events))
+		}
+	}
+}
+
 // answered runs a near end against bytes that are sent at once.
 func mailAnswered(t *testing.T, name string, b []byte) Result {
 	t.Helper()
@@ -474,7 +494,7 @@ func TestXMPPClientBindsAfterItsLogin(t *testing.T) {
 		io.WriteString(near, step.send)
 		for _, want := range step.want {
 			text, err := readElement(r)
-			if elementName(text) != want || err != nil || strings.Contains(text, `id="a`) && attribute(text, "id") != "a&b" {
+			if elementName(text) != want || err != nil || want == "iq" && !strings.Contains(step.send, `"`+escaped(attribute(text, "id"))+`"`) {
 				t.Fatalf("%q answered by %q, %v", step.send, text, err)
 			}
 		}
