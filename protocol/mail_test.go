@@ -185,6 +185,29 @@ func TestThirdFailedLoginIsTheLast(t *testing.T) {
 	}
 }
 
+// Without TLS's own end a client cannot tell that nothing was cut off.
+func TestTLSBehindSTARTTLSIsEndedInOrder(t *testing.T) {
+	near, far := pair(t)
+	done := make(chan struct{})
+	go func() { defer close(done); pop3.TCP.Serve(t.Context(), far, newFar()); far.Close() }()
+	r := bufio.NewReader(near)
+	r.ReadString('\n')
+	io.WriteString(near, "STLS\r\n")
+	r.ReadString('\n')
+	rec := &recorder{Conn: near}
+	c := tls.Client(rec, &tls.Config{InsecureSkipVerify: true})
+	io.WriteString(c, "QUIT\r\n")
+	if text, err := io.ReadAll(c); string(text) != "+OK goodbye\r\n" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	// A protected alert: a header, 2 bytes, the type, 16 bytes of authentication.
+	b := rec.received.Bytes()
+	if last := b[max(0, len(b)-24):]; !bytes.HasPrefix(last, []byte{23, 3, 3, 0, 19}) {
+		t.Errorf("the last record is %x", last)
+	}
+	<-done
+}
+
 // answered runs a near end against bytes that are sent at once.
 func mailAnswered(t *testing.T, name string, b []byte) Result {
 	t.Helper()
