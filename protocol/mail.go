@@ -108,8 +108,8 @@ func (n *nearMail) step(stage string, do func(*nearMail) error) bool {
 
 // secure goes on in TLS.
 func (n *nearMail) secure(ctx context.Context) bool {
-	if early := n.dialogue.r.Buffered(); early > 0 {
-		return n.steps(StageSTARTTLS, errEarly(early))
+	if err := n.early(); err != nil {
+		return n.steps(StageSTARTTLS, err)
 	}
 	tc, seen, failed := n.x.overTLS(ctx, n.Conn)
 	n.r.TLS = seen
@@ -121,9 +121,19 @@ func (n *nearMail) secure(ctx context.Context) bool {
 	return false
 }
 
-// errEarly: bytes that came before TLS would be taken for protected ones
-// (CVE-2011-0411, of the near end CVE-2021-38371).
-func errEarly(n int) error { return fmt.Errorf("%d bytes came before TLS began: %w", n, errAltered) }
+// early fails where bytes came before TLS began, which would be taken for
+// protected ones (CVE-2011-0411, of the near end CVE-2021-38371). They are
+// recorded, so that both ends' records show who put them in.
+func (d *dialogue) early() error {
+	b, _ := d.r.Peek(d.r.Buffered())
+	if len(b) == 0 {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		d.said.Hear(strings.TrimRight(line, "\r\n"))
+	}
+	return fmt.Errorf("%d bytes came before TLS began: %w", len(b), errAltered)
+}
 
 func (n *nearMail) say(lines ...string) error {
 	return n.sayWith("\r\n", time.Until(n.until), lines...)
@@ -272,8 +282,8 @@ func (f *farMail) say(lines ...string) error {
 
 // secure goes on in TLS once say has agreed to it.
 func (f *farMail) secure(say func(...string) error, ready string) error {
-	if early := f.r.Buffered(); early > 0 {
-		return errEarly(early)
+	if err := f.early(); err != nil {
+		return err
 	}
 	if err := say(ready); err != nil {
 		return err

@@ -153,6 +153,8 @@ func TestNearEndsOfMailTellWhatStrangersAnswer(t *testing.T) {
 	}
 }
 
+func lastOf(lines []string) string { return lines[len(lines)-1] }
+
 // injected puts bytes behind others, in one piece with them.
 func injected(behind, more string) func(int64, []byte) ([]byte, bool) {
 	return func(_ int64, b []byte) ([]byte, bool) {
@@ -172,12 +174,12 @@ func TestPlaintextPutInBehindSTARTTLSEndsTheDialogueAtBothEnds(t *testing.T) {
 		p := spoken{name, "", protocols[name]}
 		res, _, _ := play(t, loopback, p, newFar(), newFar().exchange(), box{down: injected(c.agreed, c.answer)})
 		want := fmt.Sprintf("%d bytes came before TLS began: %v", len(c.answer), errAltered)
-		if res.Stage != StageSTARTTLS || res.Fault != FaultAltered || res.Err.Error() != want || res.TLS != nil {
+		if res.Stage != StageSTARTTLS || res.Fault != FaultAltered || res.Err.Error() != want || res.TLS != nil || lastOf(res.Said.Heard) != strings.TrimSpace(c.answer) {
 			t.Errorf("%s, near end: %+v", name, res)
 		}
 		_, _, events := play(t, loopback, p, newFar(), newFar().exchange(), box{up: injected(c.request, c.command)})
-		if diff := cmp.Diff(mailEnd{StageSTARTTLS, FaultAltered}, endOf(events)); diff != "" {
-			t.Errorf("%s, far end (-want +got):\n%s", name, diff)
+		if diff := cmp.Diff(mailEnd{StageSTARTTLS, FaultAltered}, endOf(events)); diff != "" || lastOf(events[0].Said.Heard) != strings.TrimSpace(c.command) {
+			t.Errorf("%s, far end: %+v (-want +got):\n%s", name, events[0].Said, diff)
 		}
 	}
 }
