@@ -16,7 +16,7 @@ import (
 )
 
 // speaking makes one protocol of every port.
-func speaking(name string) Config {
+func greeting(name string) Config {
 	m := make(map[protocol.Port]string)
 	for n := range 65536 {
 		m[protocol.Port{Transport: scenarios.TCP, Number: uint16(n), Inside: protocol.Named(name).Inside}] = name
@@ -27,7 +27,7 @@ func speaking(name string) Config {
 // Between its greeting and a token, a connection is in the ledger all the same:
 // without that a reset meanwhile would look as if it had never come.
 func TestLedgerTellsOfGreetedConnectionsUnderWay(t *testing.T) {
-	l := start(t, speaking("submission"))
+	l := start(t, greeting("submission"))
 	if _, err := l.hello(t, "http", testKey); err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func TestLedgerTellsOfGreetedConnectionsUnderWay(t *testing.T) {
 }
 
 func TestWhoDoesNotWaitForTheGreetingIsGreeted(t *testing.T) {
-	l := start(t, speaking("pop3"))
+	l := start(t, greeting("pop3"))
 	c := l.dial(t)
 	io.WriteString(c, "QUIT\r\n")
 	if text, err := io.ReadAll(c); !strings.HasPrefix(string(text), "+OK") || err != nil {
