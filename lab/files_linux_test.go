@@ -157,12 +157,14 @@ func (b *fileBench) measure(flags ...string) *client.Result {
 	return results[0]
 }
 
-// token is one that a session without control would use.
-func (b *fileBench) token() string {
+func (b *fileBench) token() string { _, token := b.offline(); return token }
+
+// offline gives the keys and the token of a session without control.
+func (b *fileBench) offline() (*wire.Keys, string) {
 	id := wire.SessionID{0xf1, 15: b.session}
 	b.session++
 	keys := wire.Derive(b.key, id, wire.Nonce{})
-	return protocol.Exchange{Keys: &keys, Offline: true, Probe: 1, Port: 21, Now: time.Now}.Token()
+	return &keys, protocol.Exchange{Keys: &keys, Offline: true, Probe: 1, Port: 21, Now: time.Now}.Token()
 }
 
 // parts are the ways that a finding tells of, each with verdict and reason.
@@ -299,6 +301,71 @@ func (b *fileBench) run(dir string, argv []string) (string, error) {
 	cmd.Stdout, cmd.Stderr = &out, &out
 	err := host.Run(cmd)
 	return out.String(), err
+}
+
+// What people do with a file server beside fetching one file.
+func TestRealClientsListStoreAndFetch(t *testing.T) {
+	lab.NeedLab(t)
+	b := benchFor(t, programFor(t), firewall(""), false)
+	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
+	keys, token := b.offline()
+	sent := make([]byte, 70_000)
+	keys.NewStream(wire.Request, 1, 0).Read(sent)
+	fetched := make([]byte, 70_000)
+	keys.NewStream(wire.Reply, 1, 0).Read(fetched)
+	dir := b.TempDir()
+	for name, data := range map[string][]byte{"70000.bin": sent, "69999.bin": sent[1:], "letter.txt": []byte("dear reader")} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	list := "1024.bin\n1048576.bin\n1073741824.bin\n"
+	curl := func(args ...string) []string {
+		return append([]string{"curl", "-sS", "--max-time", "5", "--user", token + ":x"}, args...)
+	}
+	lftp := func(commands string) []string {
+		return []string{"lftp", "-c", "set net:max-retries 1; set net:timeout 3; set xfer:clobber on; open -u " + token + ",x " + url + "; " + commands}
+	}
+	sftp := func(batch string) []string {
+		return []string{"sh", "-c", "printf '" + batch + "' | sftp -q -b - -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null " + token + "@" + b.server.String()}
+	}
+	for _, c := range []struct {
+		argv []string
+		ok   bool
+		said string // part of what is said
+		file string // fetched whole
+	}{
+		{curl("--list-only", url), true, list, ""},
+		{curl(url + "/"), true, "-rw-r--r-- 1 wallprobe", ""},
+		{curl("--head", url+"/123.bin"), true, "Content-Length: 123", ""},
+		{curl("-T", "70000.bin", url+"/"), true, "", ""},
+		{curl("-T", "letter.txt", url+"/"), true, "", ""},
+		{curl("-T", "69999.bin", url+"/"), false, "", ""},
+		{curl("-P", "-", "-T", "70000.bin", url+"/"), true, "", ""},
+		{curl("-o", "curl.got", url+"/70000.bin"), true, "", "curl.got"},
+		{curl("-r", "69000-", "-o", "tail.got", url+"/70000.bin"), true, "", ""},
+		{curl(url + "/etc/passwd"), false, "", ""},
+		{[]string{"curl", "-sS", "--user", "anonymous:x", url}, false, "530", ""},
+		{[]string{"curl", "-sS", url + "/1024.bin"}, false, "", ""},
+		{lftp("cls -1; cd /; pwd"), true, "1048576.bin", ""},
+		{lftp("nlist"), true, list, ""},
+		{lftp("put 70000.bin; put letter.txt"), true, "", ""},
+		{lftp("put 69999.bin"), false, "550 byte 0: ", ""},
+		{lftp("set ftp:passive-mode off; get 70000.bin -o lftp.got"), true, "", "lftp.got"},
+		{lftp("pget -n 3 70000.bin -o pget.got"), true, "", "pget.got"},
+		{sftp("ls\npwd\nput 70000.bin\nput letter.txt\nget 70000.bin sftp.got\n"), true, "1073741824.bin", "sftp.got"},
+		{sftp("put 69999.bin\n"), false, "", ""},
+		{sftp("rm 1024.bin\n"), false, "", ""},
+		{sftp("get etc/passwd\n"), false, "not found", ""},
+	} {
+		text, err := b.run(dir, c.argv)
+		if (err == nil) != c.ok || !strings.Contains(text, c.said) {
+			t.Errorf("%q: %v, %q, want %q and to work: %v", c.argv, err, text, c.said, c.ok)
+		}
+		if got, err := os.ReadFile(filepath.Join(dir, c.file)); c.file != "" && !bytes.Equal(got, fetched) {
+			t.Errorf("%q: %d bytes that are others, %v", c.argv, len(got), err)
+		}
+	}
 }
 
 // Active data connections leave from port 20, whatever serves that port.

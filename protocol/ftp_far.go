@@ -275,6 +275,9 @@ func (f *ftpFar) transfer(size uint32, move func(net.Conn) error) error {
 			if err = move(meter(c, size, farStall)); err != nil {
 				code = "451"
 			}
+			if errors.Is(err, errAltered) {
+				code = "550" // as the same file would fare again
+			}
 		}
 		c.Close()
 	}

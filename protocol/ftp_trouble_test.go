@@ -391,9 +391,9 @@ func TestFilesOfFTPAreCheckedToTheLastByte(t *testing.T) {
 		fault string
 	}{
 		"as it should be":  {"5000.bin", good[:5000], "226 ", 5000, FaultEOF},
-		"changed":          {"5000.bin", changed, "451 byte 4321: ", 4321, FaultAltered},
+		"changed":          {"5000.bin", changed, "550 byte 4321: ", 4321, FaultAltered},
 		"too short":        {"5000.bin", good[:4999], "451 EOF", 4999, FaultEOF},
-		"too long":         {"5000.bin", good, "451 more came than the file has", 5000, FaultAltered},
+		"too long":         {"5000.bin", good, "550 more came than the file has", 5000, FaultAltered},
 		"one's own":        {"letter.txt", []byte("dear reader"), "226 ", 11, FaultEOF},
 		"nothing of one's": {"empty", nil, "226 ", 0, FaultEOF},
 	} {

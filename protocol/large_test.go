@@ -20,7 +20,7 @@ func TestLargeFilesAreStreamed(t *testing.T) {
 		size = 64 << 20
 	}
 	for _, p := range every(t) {
-		if !p.Bulk || p.name != "ftp" && p.name != "sftp" || strings.Contains(p.variant, "extended") {
+		if p.name != "sftp" && (p.name != "ftp" || p.variant != ftpPassive) {
 			continue
 		}
 		t.Run(p.String(), func(t *testing.T) {
@@ -67,6 +67,43 @@ func heap() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.HeapInuse
+}
+
+// A transfer sets a new deadline for every piece: the end of its context must
+// not be lost among them.
+func TestCancelledTransfersStopAtOnce(t *testing.T) {
+	for _, p := range every(t) {
+		if p.name != "sftp" && p.name != "ftp" {
+			continue
+		}
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			f := newFar()
+			x := f.exchange()
+			x.Bytes, x.Variant = MaxBytes, p.variant
+			for _, end := range []string{"near", "far"} {
+				near, far := pair(t)
+				nearCtx, farCtx := t.Context(), t.Context()
+				ctx, cancel := contextFor(t)
+				if end == "near" {
+					nearCtx = ctx
+				} else {
+					farCtx = ctx
+				}
+				time.AfterFunc(100*time.Millisecond, cancel)
+				began := time.Now()
+				var events []wire.Event
+				var wg sync.WaitGroup
+				wg.Go(func() { events = p.TCP.Serve(farCtx, far, f); far.Close() })
+				got := p.TCP.Probe(nearCtx, near, x)
+				near.Close()
+				wg.Wait()
+				if took := time.Since(began); took > 5*time.Second || got.Stage != StageData || len(events) != 1 || events[0].Stage != StageData {
+					t.Errorf("%s end: %+v, %+v after %v", end, got, events, took)
+				}
+			}
+		})
+	}
 }
 
 // The byte at which a path was cut is in the results of both ends.
