@@ -18,7 +18,7 @@ import (
 )
 
 // guest is somebody with an SSH client of their own.
-func guest(t *testing.T, f *testFar, user string, auth ...ssh.AuthMethod) (*ssh.Client, error, chan []wire.Event) {
+func guest(t *testing.T, f *testFar, user string, auth ...ssh.AuthMethod) (*ssh.Client, chan []wire.Event, error) {
 	t.Helper()
 	near, far := pair(t)
 	events := make(chan []wire.Event, 1)
@@ -26,14 +26,14 @@ func guest(t *testing.T, f *testFar, user string, auth ...ssh.AuthMethod) (*ssh.
 	conn, chans, reqs, err := ssh.NewClientConn(near, "far", &ssh.ClientConfig{User: user, Auth: auth, HostKeyCallback: ssh.InsecureIgnoreHostKey()})
 	if err != nil {
 		near.Close()
-		return nil, err, events
+		return nil, events, err
 	}
-	return ssh.NewClient(conn, chans, reqs), nil, events
+	return ssh.NewClient(conn, chans, reqs), events, nil
 }
 
 func TestFilesOfSFTPAreReadInAnyOrderAndCheckedWhenWritten(t *testing.T) {
 	f := newFar()
-	c, err, events := guest(t, f, f.exchange().Token())
+	c, events, err := guest(t, f, f.exchange().Token())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -83,6 +83,9 @@ func TestFilesOfSFTPAreReadInAnyOrderAndCheckedWhenWritten(t *testing.T) {
 	if err := write("100000.bin", halves, 0, 60_000); err == nil || !strings.Contains(err.Error(), "the file ended after 30000 bytes") {
 		t.Errorf("with a gap: %v", err)
 	}
+	if err := write("100000.bin", halves, 0, 0); err == nil || !strings.Contains(err.Error(), "byte 0 was written already") {
+		t.Errorf("written twice: %v", err)
+	}
 	if _, err := files.Open("/etc/passwd"); !os.IsNotExist(err) {
 		t.Errorf("another file: %v", err)
 	}
@@ -94,14 +97,14 @@ func TestFilesOfSFTPAreReadInAnyOrderAndCheckedWhenWritten(t *testing.T) {
 	}
 	files.Close()
 	c.Close()
-	if e := <-events; len(e) != 1 || e[0].Stage != StageDone || e[0].BytesIn != 100_000+11+30_000 || !e[0].Answered {
+	if e := <-events; len(e) != 1 || e[0].Stage != StageDone || e[0].BytesIn != 100_000+11+2*30_000 || !e[0].Answered {
 		t.Errorf("%+v", e)
 	}
 }
 
 func TestWrittenFileOfSFTPThatDiffersIsNamedByItsByte(t *testing.T) {
 	f := newFar()
-	c, err, events := guest(t, f, f.exchange().Token())
+	c, events, err := guest(t, f, f.exchange().Token())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -144,7 +147,7 @@ func TestTokenAloneOpensSSH(t *testing.T) {
 		"half a token":           {f.exchange().Token()[:100], nil, FaultForeign},
 		"the far end's own word": {AnswerToken(f.exchange().message(wire.Request), &f.keys, &net.TCPAddr{}, f), nil, FaultAltered},
 	} {
-		client, err, events := guest(t, f, c.user, c.auth...)
+		client, events, err := guest(t, f, c.user, c.auth...)
 		if (err == nil) != (c.fault == "") {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -159,7 +162,7 @@ func TestTokenAloneOpensSSH(t *testing.T) {
 
 func TestSSHHasFilesAndNothingElse(t *testing.T) {
 	f := newFar()
-	c, err, events := guest(t, f, f.exchange().Token())
+	c, events, err := guest(t, f, f.exchange().Token())
 	if err != nil {
 		t.Fatal(err)
 	}
