@@ -303,22 +303,29 @@ func (b *fileBench) run(dir string, argv []string) (string, error) {
 	return out.String(), err
 }
 
+// desk is a directory with files to send; fetched is what 70000.bin holds.
+func (b *fileBench) desk() (token, dir string, fetched []byte) {
+	b.Helper()
+	keys, token := b.offline()
+	sent := make([]byte, 70_000)
+	keys.NewStream(wire.Request, 1, 0).Read(sent)
+	fetched = make([]byte, 70_000)
+	keys.NewStream(wire.Reply, 1, 0).Read(fetched)
+	dir = b.TempDir()
+	for name, data := range map[string][]byte{"70000.bin": sent, "69999.bin": sent[1:], "letter.txt": []byte("dear reader")} {
+		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return token, dir, fetched
+}
+
 // What people do with a file server beside fetching one file.
 func TestRealClientsListStoreAndFetch(t *testing.T) {
 	lab.NeedLab(t)
 	b := benchFor(t, programFor(t), firewall(""), false)
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
-	keys, token := b.offline()
-	sent := make([]byte, 70_000)
-	keys.NewStream(wire.Request, 1, 0).Read(sent)
-	fetched := make([]byte, 70_000)
-	keys.NewStream(wire.Reply, 1, 0).Read(fetched)
-	dir := b.TempDir()
-	for name, data := range map[string][]byte{"70000.bin": sent, "69999.bin": sent[1:], "letter.txt": []byte("dear reader")} {
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	token, dir, fetched := b.desk()
 	list := "1024.bin\n1048576.bin\n1073741824.bin\n"
 	curl := func(args ...string) []string {
 		return append([]string{"curl", "-sS", "--max-time", "5", "--user", token + ":x"}, args...)

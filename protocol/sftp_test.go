@@ -31,7 +31,7 @@ func guest(t *testing.T, f *testFar, user string, auth ...ssh.AuthMethod) (*ssh.
 	return ssh.NewClient(conn, chans, reqs), events, nil
 }
 
-func TestFilesOfSFTPAreReadInAnyOrderAndCheckedWhenWritten(t *testing.T) {
+func TestFilesOfSFTPAreReadInAnyOrder(t *testing.T) {
 	f := newFar()
 	c, events, err := guest(t, f, f.exchange().Token())
 	if err != nil {
@@ -57,6 +57,23 @@ func TestFilesOfSFTPAreReadInAnyOrderAndCheckedWhenWritten(t *testing.T) {
 	}
 	if err := r.Close(); err != nil {
 		t.Error(err)
+	}
+	files.Close()
+	c.Close()
+	if e := <-events; len(e) != 1 || e[0].Stage != StageDone || e[0].BytesOut != 5*50_000+10 || !e[0].Answered {
+		t.Errorf("%+v", e)
+	}
+}
+
+func TestFilesOfSFTPAreCheckedWhenWritten(t *testing.T) {
+	f := newFar()
+	c, events, err := guest(t, f, f.exchange().Token())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := pkgsftp.NewClient(c)
+	if err != nil {
+		t.Fatal(err)
 	}
 	good := make([]byte, 100_000)
 	f.keys.NewStream(wire.Request, 7, 1).Read(good)
