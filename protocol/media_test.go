@@ -136,6 +136,21 @@ func TestMediaOfOneSizeThatVanishAreTold(t *testing.T) {
 	}
 }
 
+func TestMediaAnsweredTwiceCountOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFar()
+		x := f.exchange()
+		x.Stall = time.Second
+		got := probeMedia(t.Context(), newLane(func(_ int, p []byte) [][]byte {
+			reply, _ := answerMedia(p, mediaFrom, mediaFrom, liveFar{f})
+			return [][]byte{reply, reply}
+		}), x)
+		if got.Stage != StageDone || got.Sent != 25+15 || got.Heard != got.Sent {
+			t.Errorf("%+v", got)
+		}
+	})
+}
+
 func TestMediaFlowForHalfOfAShortStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := newFar().exchange()

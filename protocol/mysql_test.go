@@ -222,3 +222,17 @@ func heardByFarEnd(t *testing.T, p *Protocol, f *testFar, b []byte) {
 		t.Errorf("%x: %+v", b, events)
 	}
 }
+
+// No byte of a greeting can change without changing its line, or being refused.
+func TestMySQLGreetingsLineTellsEveryByte(t *testing.T) {
+	p := aGreeting().Append(nil)
+	for i := range p {
+		for _, bit := range []byte{1, 0x20, 0x80} {
+			p[i] ^= bit
+			if g, err := parseMySQLGreeting(p); err == nil && g.String() == aGreeting().String() {
+				t.Errorf("byte %d changed by %#x: %s", i, bit, g)
+			}
+			p[i] ^= bit
+		}
+	}
+}
