@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"encoding/hex"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -40,13 +39,16 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	if _, why := e.certificate(); why != "" {
 		return Altered, why
 	}
+	if why := e.helloChanged(); why != "" {
+		return Altered, why
+	}
 	if changed, _ := e.rewritten(); changed != "" {
 		return Altered, changed
 	}
 	reached := e.arrived()
 	switch {
 	case e.ledger && !reached:
-		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave()
+		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave() + e.compared()
 	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageData:
 		return Altered, fmt.Sprintf("byte %d on the way back arrived changed", o.Down)
 	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageTLS:
@@ -54,9 +56,9 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	case o.Fault == protocol.FaultAltered:
 		return Altered, "the reflector's answer arrived changed"
 	case o.Fault == protocol.FaultForeign && reached:
-		return Altered, "the answer arrived changed" + e.gave()
+		return Altered, "the answer arrived changed" + e.gave() + e.compared()
 	case o.Fault == protocol.FaultForeign:
-		return Impostor, "the answer is not the reflector's" + e.gave()
+		return Impostor, "the answer is not the reflector's" + e.gave() + e.compared()
 	}
 	if s := e.alteredThere(o.Probe); s != nil {
 		return Altered, "the request arrived changed" + changedAt(s)
@@ -65,28 +67,9 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 		return Altered, why
 	}
 	if !e.ledger && o.Stage != protocol.StageData && o.Stage != protocol.StageIdle {
-		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had"
+		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had" + e.compared()
 	}
 	return Cut, e.cutWhy()
-}
-
-// brokenTLS says that one of the ends met something that is not what the other
-// sent: TLS itself found it, crypto/tls says so with this prefix.
-func (e *portEvidence) brokenTLS() string {
-	const prefix = "tls: "
-	o := e.near
-	if o.TLS == nil {
-		return ""
-	}
-	if strings.Contains(o.Fault, prefix) {
-		return fmt.Sprintf("bytes of the TLS stream changed on the way (stage %s): %s", o.Stage, o.Fault)
-	}
-	for _, ev := range e.own() {
-		if ev.TLS != nil && strings.Contains(ev.Fault, prefix) {
-			return fmt.Sprintf("bytes of the TLS stream changed on the way (at the reflector, stage %s): %s", ev.Stage, ev.Fault)
-		}
-	}
-	return ""
 }
 
 func changedAt(s *wire.Event) string {
@@ -118,7 +101,10 @@ func (e *portEvidence) cutWhy() string {
 	if o.Step != "" {
 		why += " (" + o.Step + ")"
 	}
-	return why + e.farWhy()
+	if e.ledger && strings.HasPrefix(o.Fault, remoteAlert) {
+		why += ", which the reflector never sent"
+	}
+	return why + e.farWhy() + e.compared()
 }
 
 // farWhy says what the reflector met meanwhile.
@@ -151,28 +137,8 @@ func ended(fault string) string {
 	case protocol.FaultEOF:
 		return "the connection was closed"
 	}
+	if alert, ok := strings.CutPrefix(fault, remoteAlert); ok {
+		return fmt.Sprintf("the TLS alert %q came", alert)
+	}
 	return fault
-}
-
-// certificate compares what was served for the name with what was seen. same is
-// true only if both are known.
-func (e *portEvidence) certificate() (same bool, differs string) {
-	o := e.near
-	if o.TLS == nil || o.TLS.Certificate == "" || !e.ledger {
-		return false, ""
-	}
-	served := ""
-	for _, ev := range slices.Concat(e.events, e.strays) {
-		if ev.TLS == nil || ev.TLS.Certificate == "" || ev.TLS.ServerName != o.TLS.ServerName {
-			continue // of another handshake: control may have tried the port as well
-		}
-		if ev.TLS.Certificate == o.TLS.Certificate {
-			return true, ""
-		}
-		served = ev.TLS.Certificate
-	}
-	if served == "" {
-		return false, ""
-	}
-	return false, fmt.Sprintf("TLS intercepted: certificate %.12s was sent, %.12s issued by %q was seen", served, o.TLS.Certificate, o.TLS.Issuer)
 }

@@ -15,6 +15,7 @@ type farView struct {
 	syns   perPort
 	probes map[uint32]*farProbe
 	strays map[farPort][]wire.Event
+	hellos map[string]bool // digests of every ClientHello that the near end sent
 }
 
 type farPort struct {
@@ -73,6 +74,7 @@ type portEvidence struct {
 	syns      int
 	events    []wire.Event // with a token that verified
 	strays    []wire.Event // at that port, without one
+	marked    []wire.Event // with marks in their headers
 }
 
 // file sorts events by the port that they arrived at.
@@ -103,20 +105,33 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 		}
 	}
 	v.media(&e, aimed)
+	if p := v.probes[near.Probe+markStage]; p != nil {
+		e.marked = p.events[farPort{t, aimed}]
+	}
 	if t == scenarios.TCP {
-		e.syns = int(v.syns[aimed])
+		e.syns = max(0, int(v.syns[aimed])-near.comparedAt(aimed))
 	}
 	if !near.ByLocal {
-		e.strays = v.unowned(near.Probe, farPort{t, aimed})
+		e.strays = v.unowned(near, farPort{t, aimed})
 	}
 	return e
 }
 
 // unowned are the strays at a port that may belong to a probe: they name it, or
-// name none that ever arrived whole, as one whose number was changed does.
-func (v *farView) unowned(probe uint32, at farPort) []wire.Event {
+// name none that ever arrived whole, as one whose number was changed does. A
+// handshake that arrived as another probe sent it is that one's.
+func (v *farView) unowned(near *Observation, at farPort) []wire.Event {
+	own := ""
+	if near.TLS != nil {
+		own = near.TLS.HelloDigest
+	}
+	other := func(s wire.Event) bool {
+		if s.TLS != nil && s.TLS.HelloDigest != own && v.hellos[s.TLS.HelloDigest] {
+			return true
+		}
+		return s.Probe != near.Probe && s.Probe != 0 && (v.probes[s.Probe] != nil || near.compares(s.Probe))
+	}
 	all := v.strays[at]
-	other := func(s wire.Event) bool { return s.Probe != probe && v.probes[s.Probe] != nil }
 	if !slices.ContainsFunc(all, other) {
 		return all
 	}

@@ -31,8 +31,10 @@ const (
 // ledgers is allowed; that is what merge does.
 func Judge(findings []Finding, ledgers map[Where]*wire.Ledger) {
 	views := make(map[Where]*farView)
+	hellos := hellosOf(findings)
 	for _, where := range []Where{WhereFar, WhereLAN, WhereLoop} {
 		views[where] = viewOf(ledgers[where])
+		views[where].hellos = hellos
 	}
 	for i := range findings {
 		judgeFinding(&findings[i], views[whereOf(findings[i].Direction)])
@@ -58,7 +60,7 @@ func judgeFinding(f *Finding, v *farView) {
 	}
 	var parts []Part
 	total := Attempts{}
-	f.RTT = 0
+	f.RTT, f.Passage = 0, nil
 	for i := range f.Evidence.Near {
 		o := &f.Evidence.Near[i]
 		for _, p := range judgeRun(o, f, v) {
@@ -171,6 +173,10 @@ func judgeRun(o *Observation, f *Finding, v *farView) []Part {
 		return seen
 	}
 	judge(o.tried(o.Ports[0].First))
+	if o.TCP != nil || o.Mark != nil { // of a single port
+		e := v.at(o, f.Transport, o.Ports[0].First)
+		f.Passage = addPassages(f.Passage, e.passages())
+	}
 	for port := range o.Ports.All {
 		var sent, seen, answered int
 		if len(o.Probed) == 0 || o.Probed.Contains(port) {
@@ -269,7 +275,7 @@ func (e *portEvidence) judge() (Verdict, string) {
 func (e *portEvidence) judgeDone() (Verdict, string) {
 	o := e.near
 	same, why := e.certificate()
-	if why != "" {
+	if why = cmp.Or(why, e.helloChanged(), e.negotiated()); why != "" {
 		return Altered, why
 	}
 	changed, helped := e.rewritten()

@@ -108,6 +108,9 @@ func (r *runner) datagrams(ctx context.Context, p Probe, port uint16) Observatio
 	if p.Datagram > wire.MessageSize && !r.large(ctx, p, port, &o) {
 		return o
 	}
+	if p.Where == WhereFar {
+		r.mark(ctx, p, port, &o)
+	}
 	if p.Idle > 0 {
 		if survived, _ := r.silence(ctx, p, port, 0, &o); !survived {
 			return o
@@ -268,11 +271,14 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 	}
 	defer c.Close()
 	o.RTT = ms(a.RTT)
+	o.TCP, o.From, o.Routed = protocol.SentSYN(c), a.Local, p.Where == WhereFar && routed(p.Addr)
 	if p.Speak == protocol.STUN || p.Speak == protocol.TURN || p.Speak == protocol.TURNS {
 		r.stunStream(ctx, p, c, &o)
 		return o
 	}
 	o.stream(protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, r.exchange(p, port)))
+	c.Close()
+	r.compare(ctx, p, port, &o)
 	return o
 }
 

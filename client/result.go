@@ -114,7 +114,8 @@ type Finding struct {
 	Share      *float64            `json:"share,omitempty"` // of a range that passes, 0 to 1
 	MaxLoss    float64             `json:"maxLoss,omitempty"`
 	Parts      []Part              `json:"parts,omitempty"`
-	Note       string              `json:"note,omitempty"` // what this measurement cannot show
+	Passage    []Passage           `json:"passage,omitempty"` // header fields as they were sent and as they arrived
+	Note       string              `json:"note,omitempty"`    // what this measurement cannot show
 	Evidence   Evidence            `json:"evidence"`
 }
 
@@ -173,6 +174,12 @@ type Observation struct {
 	Local    netip.Addr        `json:"local,omitzero"`    // own address
 	Inward   bool              `json:"inward,omitempty"`  // the reflector called, this end answered
 	Arrived  int               `json:"arrived,omitempty"` // with Inward: calls that arrived here
+
+	Routed   bool           `json:"routed,omitempty"` // there is a router on the way
+	From     netip.AddrPort `json:"from,omitzero"`    // own end of the connection
+	TCP      *wire.TCPSeen  `json:"tcp,omitempty"`
+	Mark     *Mark          `json:"mark,omitempty"`
+	Controls []Comparison   `json:"controls,omitempty"` // after a failed handshake: the same with one thing changed
 }
 
 // ICMP is an ICMP or ICMPv6 error.

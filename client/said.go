@@ -13,7 +13,8 @@ import (
 // rewritten compares what each end of a dialogue said with what the other one
 // heard. changed tells of the first line that somebody in the middle rewrote;
 // helped of one that a helper rewrote because that is its task, as FTP's does
-// with addresses.
+// with addresses. Of several connections that may be the probe's, it is the one
+// of which most lines arrived as they were sent; where as many did, one that fits.
 func (e *portEvidence) rewritten() (changed, helped string) {
 	near := e.near.Said
 	if near == nil {
@@ -29,14 +30,26 @@ func (e *portEvidence) rewritten() (changed, helped string) {
 			continue
 		}
 		c, h := differences(near, ev.Said, about)
-		if c == "" {
-			return "", h // one of what may be several connections fits
+		if c == "" && e.near.Stage == protocol.StageDone && ev.Stage == protocol.StageDone {
+			c = missing(near, ev.Said)
 		}
-		if n := common(near.Sent, ev.Said.Heard) + common(ev.Said.Sent, near.Heard); n > most {
-			changed, helped, most = c, h, n // else the one that fits best is it
+		n := common(near.Sent, ev.Said.Heard) + common(ev.Said.Sent, near.Heard)
+		if n > most || n == most && c == "" {
+			changed, helped, most = c, h, n
 		}
 	}
 	return changed, helped
+}
+
+// missing is the first line at the end of a direction that never arrived,
+// though both ends came to the end of their dialogue.
+func missing(near, far *wire.Said) string {
+	for _, way := range [][2][]string{{far.Sent, near.Heard}, {near.Sent, far.Heard}} {
+		if sent, heard := way[0], way[1]; len(sent) > len(heard) && len(sent) < wire.MaxSaid {
+			return difference{lineTaken, sent[len(heard)], ""}.words("")
+		}
+	}
+	return ""
 }
 
 // common counts the lines that arrived as they were sent, and in their places.
@@ -100,7 +113,8 @@ func (d difference) words(to string) string {
 	case lineAdded:
 		return fmt.Sprintf("%s was put in before it arrived %s", quoted(d.heard), to)
 	}
-	return fmt.Sprintf("%s was sent, %s arrived %s", quoted(d.sent), quoted(d.heard), to)
+	sent, heard := apart(d.sent, d.heard)
+	return fmt.Sprintf("%s was sent, %s arrived %s", quoted(sent), quoted(heard), to)
 }
 
 // compare lays the lines of one direction side by side. What was sent at the
@@ -151,10 +165,27 @@ func (e *portEvidence) lastWords() string {
 	return fmt.Sprintf(" after %s was sent", quoted(s.Sent[len(s.Sent)-1]))
 }
 
+// shown is how much of a line is shown, bytes.
+const shown = 60
+
+// apart cuts from the beginning of two long lines what they have in common, so
+// that the difference is shown.
+func apart(a, b string) (string, string) {
+	same := 0
+	for same < min(len(a), len(b)) && a[same] == b[same] {
+		same++
+	}
+	const before = 12 // bytes of context
+	if max(len(a), len(b)) <= shown || same <= shown/2 {
+		return a, b
+	}
+	return "..." + a[same-before:], "..." + b[same-before:]
+}
+
 // quoted shows a line, cut where it is long.
 func quoted(line string) string {
-	if len(line) > 60 {
-		line = line[:57] + "..."
+	if len(line) > shown {
+		line = line[:shown-3] + "..."
 	}
 	return fmt.Sprintf("%q", line)
 }

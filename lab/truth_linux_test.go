@@ -40,7 +40,9 @@ type row struct {
 // A fact is what is demanded of one path; fields left empty are not.
 type fact struct {
 	Verdict  client.Verdict
-	Why      string // a part of it
+	Why      string // parts of it, in order, with "…" between them
+	Parts    string // as Why, of every part of the path's ways
+	Passage  string // header fields that arrived changed, or were translated; "none"
 	Ports    string // verdicts of a range's parts
 	Near     string // stage and fault at the client
 	ICMP     string // type/code, name and sender
@@ -213,6 +215,11 @@ func found(res *client.Result, f *client.Finding) fact {
 		Attempts: fmt.Sprintf("%d/%d/%d", f.Attempts.Sent, f.Attempts.Seen, f.Attempts.Answered),
 		Received: fmt.Sprint(o.Down), Far: farEnd(res.Ledgers[client.WhereFar], f), Counted: counted(res, f),
 	}
+	got.Passage = passage(f)
+	for _, p := range f.Parts {
+		got.Parts += p.Why + "\n"
+	}
+	got.Parts = cmp.Or(got.Parts, f.Why)
 	if o.ICMP != nil {
 		got.ICMP = fmt.Sprintf("%d/%d %s from %s", o.ICMP.Type, o.ICMP.Code, o.ICMP.Name, hostOf(o.ICMP.From))
 	}
@@ -236,10 +243,37 @@ func (f fact) demanded(want fact) fact {
 	if want.Counted == "some" && f.Counted != "nothing" {
 		f.Counted = "some"
 	}
-	if strings.Contains(f.Why, want.Why) {
+	keep(&f.Passage, want.Passage)
+	every := strings.Split(strings.TrimSuffix(f.Parts, "\n"), "\n")
+	if !slices.ContainsFunc(every, func(why string) bool { return !containsInOrder(why, strings.Split(want.Parts, "…")) }) {
+		f.Parts = want.Parts
+	}
+	if containsInOrder(f.Why, strings.Split(want.Why, "…")) {
 		f.Why = want.Why
 	}
 	return f
+}
+
+func containsInOrder(text string, parts []string) bool {
+	for _, p := range parts {
+		_, rest, ok := strings.Cut(text, p)
+		if !ok {
+			return false
+		}
+		text = rest
+	}
+	return true
+}
+
+// passage lists the header fields that did not arrive as they were sent.
+func passage(f *client.Finding) string {
+	var said []string
+	for _, p := range f.Passage {
+		if p.Changed || p.Field == "source" {
+			said = append(said, p.String())
+		}
+	}
+	return cmp.Or(strings.Join(said, "; "), "none")
 }
 
 // farEnd says how a path's probe ended at the reflector.

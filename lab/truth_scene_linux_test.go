@@ -34,6 +34,8 @@ var flows = map[string]flow{
 	"TCP":       {"tcp", "8002", ""},
 	"TLS":       {"tcp", "8003", ""},
 	"STUN":      {"udp", "3478", ""},
+	"QUIC":      {"udp", "443", ""},
+	"HTTPS":     {"tcp", "8443", ""},
 	"UDP-RANGE": {"udp", "31000-31127", ""},
 	"TCP-RANGE": {"tcp", "31200-31327", ""},
 	"OWN-RANGE": {"udp", "8005", "32000-32127"},
@@ -150,39 +152,9 @@ func udpBox(box middlebox.UDP) func(*scene) {
 	return func(s *scene) { s.serve(box.Open(s.firewall())) }
 }
 
-// interceptor speaks TLS to both ends of path TLS, as security appliances do
-// that look into it.
+// interceptor speaks TLS to both ends of path TLS.
 func interceptor(s *scene) {
-	certificate, err := selfSigned("interceptor")
-	if err != nil {
-		s.Fatal(err)
-	}
-	box := middlebox.TCP{Ports: "8003", Answer: func(c net.Conn) {
-		near := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
-		var wire net.Conn
-		err := s.firewall().Do(func() (err error) {
-			wire, err = net.Dial("tcp", c.LocalAddr().String())
-			return err
-		})
-		if err != nil {
-			return
-		}
-		defer wire.Close()
-		if near.Handshake() != nil {
-			return
-		}
-		far := tls.Client(wire, &tls.Config{ServerName: near.ConnectionState().ServerName, InsecureSkipVerify: true})
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_, _ = io.Copy(far, near)
-			_ = far.CloseWrite()
-		}()
-		_, _ = io.Copy(near, far)
-		_ = near.Close()
-		<-done
-	}}
-	s.serve(box.Open(s.firewall()))
+	s.serve(middlebox.TCP{Ports: "8003", Between: new(middlebox.Interceptor).Between}.Open(s.firewall()))
 }
 
 func selfSigned(name string) (tls.Certificate, error) {

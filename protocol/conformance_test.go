@@ -129,7 +129,8 @@ func whole(f *testFar, x Exchange, base wire.Event, got Result) (Result, wire.Ev
 	if got.TLS != nil {
 		leaf := f.cert.Certificate[0]
 		res.TLS = &wire.TLSSeen{ServerName: x.ServerName, Version: "TLS 1.3", ALPN: got.TLS.ALPN, Offered: got.TLS.Offered,
-			Certificate: digest(leaf), Issuer: "CN=test", HelloDigest: got.TLS.HelloDigest}
+			Certificate: digest(leaf), Issuer: "CN=test", HelloDigest: got.TLS.HelloDigest, Versions: []string{"TLS 1.3", "TLS 1.2"},
+			HelloName: x.ServerName, Chain: []wire.Certificate{{Digest: digest(leaf), Subject: "CN=test", Issuer: "CN=test"}}}
 		seen := *res.TLS
 		seen.Issuer = ""
 		e.TLS = &seen
@@ -239,12 +240,14 @@ func TestInterceptedTLSShowsAsTwoHandshakes(t *testing.T) {
 	base := Arrived(far, farClock)
 	want, wantEvent := whole(f, x, base, res)
 	want.TLS.Certificate, want.TLS.Issuer = digest(mitm.Certificate[0]), "CN=proxy"
+	want.TLS.Chain = []wire.Certificate{{Digest: digest(mitm.Certificate[0]), Subject: "CN=proxy", Issuer: "CN=proxy"}}
 	if diff := cmp.Diff(want, untimed(t, res), same); diff != "" {
 		t.Errorf("near end (-want +got):\n%s", diff)
 	}
 	if len(events) != 1 || events[0].TLS == nil || events[0].TLS.HelloDigest == res.TLS.HelloDigest {
 		t.Fatalf("both ends saw the same ClientHello: %+v", events)
 	}
+	wantEvent.TLS.HelloName = "b.example"
 	wantEvent.TLS.ServerName, wantEvent.TLS.HelloDigest, wantEvent.TLS.Offered, wantEvent.TLS.ALPN = "b.example", events[0].TLS.HelloDigest, []string{"h2"}, "h2"
 	if diff := cmp.Diff([]wire.Event{wantEvent}, events, same); diff != "" {
 		t.Errorf("far end (-want +got):\n%s", diff)

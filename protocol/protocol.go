@@ -243,9 +243,10 @@ type Exchange struct {
 	Offline    bool
 	Probe      uint32
 	Attempt    uint16
-	Port       uint16 // aimed at
-	ServerName string // TLS server name; may be empty
-	Bytes      uint32 // each way
+	Port       uint16   // aimed at
+	ServerName string   // TLS server name; may be empty
+	Offer      []string // ALPN names in place of the protocol's own; nil leaves these, empty is none
+	Bytes      uint32   // each way
 	Idle       time.Duration
 	Stall      time.Duration // how long a stage may stand still
 	Variant    string        // one of the protocol's, where it has some

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"net"
@@ -41,6 +42,9 @@ func probeTLS(ctx context.Context, c net.Conn, x Exchange) Result {
 // fails, the connection is nil and r says how. The certificate is not verified
 // but kept: whether it is the reflector's is a finding, not a reason to stop.
 func (x Exchange) overTLS(ctx context.Context, c net.Conn, offer ...string) (tc *tls.Conn, seen *wire.TLSSeen, r Result) {
+	if x.Offer != nil {
+		offer = x.Offer
+	}
 	rec := &recorder{Conn: c}
 	seen = &wire.TLSSeen{ServerName: x.ServerName, Offered: offer}
 	tc = tls.Client(rec, &tls.Config{
@@ -53,7 +57,7 @@ func (x Exchange) overTLS(ctx context.Context, c net.Conn, offer ...string) (tc 
 	hctx, cancel := context.WithTimeout(ctx, x.Stall)
 	defer cancel()
 	err := tc.HandshakeContext(hctx)
-	seen.HelloDigest = digest(firstRecord(rec.sent.Bytes()))
+	hello(seen, rec.sent.Bytes())
 	if err == nil {
 		describe(seen, tc.ConnectionState())
 		return tc, seen, Result{Stage: StageTLS, TLS: seen}
@@ -77,6 +81,37 @@ func describe(s *wire.TLSSeen, st tls.ConnectionState) {
 	if len(st.PeerCertificates) > 0 {
 		leaf := st.PeerCertificates[0]
 		s.Certificate, s.Issuer = digest(leaf.Raw), leaf.Issuer.String()
+	}
+	s.Chain = chain(st.PeerCertificates)
+}
+
+// chain keeps what tells the certificates of a chain apart.
+func chain(list []*x509.Certificate) []wire.Certificate {
+	var out []wire.Certificate
+	for _, c := range list[:min(len(list), wire.MaxChain)] {
+		out = append(out, wire.Certificate{Digest: digest(c.Raw), Subject: c.Subject.String(), Issuer: c.Issuer.String()})
+	}
+	return out
+}
+
+// served is the chain that the far end sends.
+func served(s *wire.TLSSeen, cert *tls.Certificate) {
+	s.Certificate = digest(cert.Certificate[0])
+	var list []*x509.Certificate
+	for _, der := range cert.Certificate {
+		if c, err := x509.ParseCertificate(der); err == nil {
+			list = append(list, c)
+		}
+	}
+	s.Chain = chain(list)
+}
+
+// hello notes the ClientHello as it left or as it arrived.
+func hello(s *wire.TLSSeen, stream []byte) {
+	record := firstRecord(stream)
+	s.HelloDigest = digest(record)
+	if h, err := ParseHello(record); err == nil {
+		s.HelloName, s.Offered, s.Versions = h.ServerName, h.ALPN, versionNames(h.Versions)
 	}
 }
 
@@ -113,7 +148,7 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			cert, err := far.Certificate(h)
 			if err == nil {
-				seen.Certificate = digest(cert.Certificate[0])
+				served(seen, cert)
 			}
 			return cert, err
 		},
@@ -133,7 +168,7 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 	hctx, cancel := context.WithTimeout(ctx, farStall)
 	defer cancel()
 	err := tc.HandshakeContext(hctx)
-	seen.HelloDigest = digest(firstRecord(rec.received.Bytes()))
+	hello(seen, rec.received.Bytes())
 	if err != nil {
 		return nil, seen, err
 	}

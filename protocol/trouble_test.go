@@ -155,7 +155,8 @@ func TestNearEndOfTLSTellsAnAnswerWithoutTLS(t *testing.T) {
 	if _, ok := errors.AsType[tls.RecordHeaderError](got.Err); !ok || got.TLS == nil || got.TLS.HelloDigest == "" {
 		t.Fatalf("%+v", got)
 	}
-	want := Result{Stage: StageTLS, Fault: FaultForeign, Err: got.Err, Sample: page[:5], TLS: &wire.TLSSeen{ServerName: "a.example", HelloDigest: got.TLS.HelloDigest}}
+	want := Result{Stage: StageTLS, Fault: FaultForeign, Err: got.Err, Sample: page[:5], TLS: &wire.TLSSeen{ServerName: "a.example", HelloDigest: got.TLS.HelloDigest,
+		Versions: []string{"TLS 1.3", "TLS 1.2"}, HelloName: "a.example"}}
 	if len(got.Sample) > 5 {
 		want.Sample = page[:len(got.Sample)]
 	}

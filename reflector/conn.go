@@ -37,7 +37,9 @@ func (r *Reflector) Conn(c net.Conn) {
 		return
 	}
 	defer r.conns.leave(from.Addr())
+	seen := protocol.GotSYN(c)
 	for _, e := range r.stream(r.ctx, c, false) {
+		e.TCP = seen
 		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
 		}
@@ -142,6 +144,7 @@ func (r *Reflector) note(e wire.Event) {
 			s.stray(e)
 		}
 	}
+	r.recent.add(e)
 	r.journal.stray(e)
 }
 

@@ -126,6 +126,7 @@ func (r *Reflector) ledger(s *session) *wire.Ledger {
 	l := &wire.Ledger{Session: s.id, Taken: r.now(), Witness: r.witnessKind(), Unserved: r.unserved}
 	l.TCP, l.UDP = r.set.Served()
 	s.fill(l)
+	r.tie(l)
 	l.SYNs = r.syns.since(l.Sources, l.Started.Add(-synBefore))
 	l.Missed = r.missed() - s.missed
 	return l

@@ -55,6 +55,7 @@ type Reflector struct {
 	late     later
 	witness  *steer.SYNs
 	syns     synStore
+	recent   recent
 	half     atomic.Bool // half-open connections can be listed
 	started  time.Time
 	own      map[netip.Addr]bool // this host's addresses: never peers of a relay

@@ -47,8 +47,23 @@ func everyVerdict() []client.Finding {
 	own.LocalPorts = set("40000-65535")
 	stun := udp("CRD-A3", "STUN", "3478", client.Open, tries(3, 3, 3), "")
 	stun.RTT = 1834
+	stun.Passage = []client.Passage{{Field: "TTL", Sent: "64", Arrived: "55", Note: "9 hops"}, {Field: "DSCP", Sent: "46", Arrived: "0", Changed: true}}
+	open.Passage = []client.Passage{{Field: "source", Sent: "10.77.1.2", Arrived: "198.51.100.1", Note: "translated; the SYN itself arrived"},
+		{Field: "MSS", Sent: "1460", Arrived: "1360", Changed: true}, {Field: "MSS", Back: true, Sent: "1460", Arrived: "1460"}}
+	xmpp.Passage = open.Passage[1:]
 	cut := tcp("CWA-3", "file transfer", "70", "http", client.Cut, "after 16384 bytes received and 0 sent: a reset came; the reflector never sent a reset")
 	altered := tcp("GT-D6", "sign-in", "443", "https", client.Altered, `TLS intercepted: certificate 0123456789ab was sent, cdef01234567 issued by "CN=Büro-Proxy 株式会社" was seen`)
+	altered.Evidence = client.Evidence{Near: []client.Observation{{TLS: &wire.TLSSeen{ServerName: "api.example", Version: "TLS 1.3", ALPN: "h2",
+		Offered: []string{"h2", "http/1.1"}, HelloDigest: "00112233445566778899", Chain: []wire.Certificate{
+			{Digest: "cdef0123456789", Subject: "CN=api.example"}, {Digest: "aabbccddeeff00", Subject: "CN=Büro-Proxy 株式会社"}}}}}}
+	filtered := tcp("GT-D7", "session", "443", "https", client.Cut,
+		`stage tls: a reset came; by name: with another server name in place of "api.example" the same hello passes on this port`)
+	filtered.Evidence = client.Evidence{Near: []client.Observation{{TLS: &wire.TLSSeen{ServerName: "api.example", HelloDigest: "99887766554433221100"},
+		Controls: []client.Comparison{
+			{What: client.OtherName, Port: 443, ServerName: "xyz.invalid", Stage: "done"},
+			{What: client.NoALPN, Port: 443, ServerName: "api.example", Stage: "tls", Fault: "reset"},
+			{What: client.OtherPort, Port: 8443, ServerName: "api.example", Stage: "done"},
+			{What: client.NoTLS, Port: 443, Stage: "token", Fault: "timeout"}}}}}
 	impostor := tcp("TS-9", "licence", "80", "http", client.Impostor, `the connection was accepted, but not by the reflector: its ledger is empty: it begins "HTTP/1.1 302 Found\r\nLoca"`)
 	inward := tcp("SC-1", "web, at the server", "8040", "http", client.ReplyLost, "the reflector's call arrived here; the answer did not get back")
 	inward.Direction = scenarios.In
@@ -64,7 +79,7 @@ func everyVerdict() []client.Finding {
 		open, xmpp, stun, partial, own, udp("CRD-B4", "STUN, TCP and UDP", "3478", client.ReplyLost, tries(3, 3, 0), "the reflector saw it and answered; the answer did not arrive"), half,
 		tcp("CRD-A2", "first contact, HTTP", "80", "http", client.Refused, "the reflector's host reset the connection: nothing listens there, address already in use"),
 		tcp("CRD-B8", "client push", "5228", "mcs", client.Rejected, "tcp reset that the reflector never sent"),
-		cut, altered, impostor, inward, targets,
+		cut, altered, filtered, impostor, inward, targets,
 		udp("CWA-16", "tunnel, ten thousands", "40000-41000", client.Degraded, tries(30, 18, 18), "40 % of 30 datagrams lost; at most 20 % are allowed"),
 		tcp("CWA-9", "mediator", "8002", "", client.Silent, "no connection came up, and the reflector cannot see SYNs on its system"),
 		unmeasured,

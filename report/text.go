@@ -34,6 +34,9 @@ func Text(w io.Writer, r *client.Result, o Options) error {
 	t, unmeasured := findings(r, o)
 	out.Write(t.render().Bytes())
 	paragraph(&out, unmeasured, o)
+	for _, line := range rewrites(r) {
+		paragraph(&out, line, o)
+	}
 	for _, line := range dropped(r, o) {
 		paragraph(&out, line, o)
 	}
@@ -109,6 +112,11 @@ func findings(r *client.Result, o Options) (*Table, string) {
 		}
 		if o.Details && f.Note != "" {
 			t.under(below{column: colTitle, text: "note: " + f.Note})
+		}
+		if o.Details {
+			for _, text := range proofs(f) {
+				t.under(below{column: colTitle, text: text})
+			}
 		}
 	}
 	if len(folded) == 0 {

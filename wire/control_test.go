@@ -177,7 +177,9 @@ func fullLedger(t *testing.T) *Ledger {
 	e := Event{
 		Time: at, Transport: scenarios.TCP, Remote: netip.MustParseAddrPort("192.0.2.7:50000"), Local: netip.MustParseAddrPort("[2001:db8::1]:443"),
 		Session: testSession(), Probe: 3, Attempt: 2, Stage: "data", Fault: "altered", Length: 84, TTL: 57, TOS: 0xb8, BytesIn: 1000, BytesOut: 16384,
-		Digest: "00ff", Answered: true, TLS: &TLSSeen{ServerName: "a.example", Version: "TLS 1.3", ALPN: "h2", Certificate: "aa", Issuer: "CN=x", HelloDigest: "bb", Offered: []string{"h2"}},
+		Digest: "00ff", Answered: true, TCP: &TCPSeen{TTL: 63, TOS: 2, MSS: 1360, Timestamp: 7, Back: 1460, AtLeast: true},
+		TLS: &TLSSeen{ServerName: "a.example", Version: "TLS 1.3", ALPN: "h2", Certificate: "aa", Issuer: "CN=x", HelloDigest: "bb", Offered: []string{"h2"},
+			Versions: []string{"TLS 1.3"}, HelloName: "a.example", Chain: []Certificate{{Digest: "aa", Subject: "CN=a", Issuer: "CN=x"}}},
 	}
 	return &Ledger{
 		Session: testSession(), Started: at, Taken: at.Add(time.Second), Sources: []netip.Addr{netip.MustParseAddr("192.0.2.7"), netip.MustParseAddr("2001:db8::7")},

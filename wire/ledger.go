@@ -24,6 +24,7 @@ type Event struct {
 	BytesIn   int64               `json:"bytesIn,omitempty"`
 	BytesOut  int64               `json:"bytesOut,omitempty"`
 	Digest    string              `json:"digest,omitempty"` // SHA-256 of the bytes that could not be understood
+	TCP       *TCPSeen            `json:"tcp,omitempty"`
 	TLS       *TLSSeen            `json:"tls,omitempty"`
 	Said      *Said               `json:"said,omitempty"`
 	Answered  bool                `json:"answered,omitempty"`
@@ -41,7 +42,21 @@ type TLSSeen struct {
 	Issuer      string   `json:"issuer,omitempty"`      // as the near end saw it
 	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record
 	Offered     []string `json:"offered,omitempty"`     // ALPN names in the ClientHello
+	Versions    []string `json:"versions,omitempty"`    // of TLS in the ClientHello, best first
+	// HelloName is the server name in the ClientHello as it went out or came in.
+	HelloName string        `json:"helloName,omitempty"`
+	Chain     []Certificate `json:"chain,omitempty"` // as sent or as seen, leaf first; at most MaxChain
 }
+
+// A Certificate is one of a chain.
+type Certificate struct {
+	Digest  string `json:"digest"` // SHA-256 of the DER
+	Subject string `json:"subject,omitempty"`
+	Issuer  string `json:"issuer,omitempty"`
+}
+
+// MaxChain bounds the certificates that are kept of a chain.
+const MaxChain = 8
 
 // Said is one end's record of a dialogue in text: the lines, in order, that it
 // sent and that it heard, each without its line end. Where what one end sent is

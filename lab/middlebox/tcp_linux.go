@@ -28,6 +28,13 @@ type TCP struct {
 	Cut      *Cut          // where forwarding ends; nil never
 	Timeout  time.Duration // of a connection; 0 is a minute
 
+	// Filter, if set, looks at the ClientHello that a connection begins with;
+	// what begins with something else passes.
+	Filter Filter
+	// Between, if set, stands between the two connections in place of
+	// forwarding, which ends when it returns.
+	Between func(client, server net.Conn)
+
 	// Answer, if set, plays the server, which then sees nothing at all. The
 	// connection is closed when it returns, and at the timeout at the latest.
 	Answer func(net.Conn)
@@ -144,6 +151,13 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	if p.box.Between != nil {
+		p.box.Between(client, conn)
+		return
+	}
+	if p.box.Filter != nil && !p.box.Filter.let(ctx, client, conn.(*net.TCPConn)) {
+		return
+	}
 	f := &forwarding{cut: p.box.Cut, stop: make(chan struct{})}
 	server := conn.(*net.TCPConn)
 	var wg sync.WaitGroup

@@ -29,6 +29,9 @@ type UDP struct {
 	// ones overtake it. Calls may overlap.
 	Delay func(Side, []byte) time.Duration
 
+	// Edit, if set, changes what one side sends; nil loses it.
+	Edit func(from Side, datagram []byte) []byte
+
 	// Answer, if set, plays the server, which then sees nothing at all. It
 	// gets what the client sent; nil is no answer.
 	Answer func([]byte) []byte
@@ -154,9 +157,16 @@ func (p *UDPProxy) receive(s *net.UDPConn) {
 	}
 }
 
-// pass sends a datagram of a side on, edited, at once or after its delay.
+// pass sends a datagram of a side on, edited, at once or after its delay, or
+// loses it.
 func (p *UDPProxy) pass(from Side, b []byte, send func([]byte)) {
 	b = newEditor(p.box.Rewrites, from).edit(b, true)
+	if p.box.Edit != nil {
+		b = p.box.Edit(from, b)
+	}
+	if b == nil {
+		return
+	}
 	if p.box.Delay == nil {
 		send(b)
 		return

@@ -108,6 +108,9 @@ func bind(t scenarios.Transport, at netip.AddrPort, steered bool, opts ...sockOp
 	if err != nil {
 		return nil, err
 	}
+	if t == scenarios.TCP {
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1) // older kernels do not tell how a SYN arrived
+	}
 	s := &socket{fd: fd, transport: t, steered: steered}
 	if err := s.start(at); err != nil {
 		unix.Close(fd)
