@@ -47,6 +47,8 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	}
 	reached := e.arrived()
 	switch {
+	case isTURN(o.Stage) && o.Fault != protocol.FaultAltered && o.Fault != protocol.FaultForeign:
+		return e.judgeTURN()
 	case e.ledger && !reached:
 		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave() + e.compared()
 	case o.Fault == protocol.FaultAltered && o.Stage == protocol.StageData:

@@ -257,6 +257,8 @@ func (e *portEvidence) judge() (Verdict, string) {
 		return Unmeasured, "this machine has no route there: " + o.Detail
 	case o.Inward:
 		return e.judgeInward()
+	case o.ICE != nil && o.Stage != protocol.StageDone:
+		return e.judgeICE()
 	case o.Stage == protocol.StageDone:
 		return e.judgeDone()
 	case o.Fault == faultICMP && o.Answered == 0:
@@ -363,10 +365,8 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 		return Cut, fmt.Sprintf("datagrams of %d bytes vanish, of %d bytes they pass", o.Up, o.Down)
 	case o.Answered > 0 && o.Stage == protocol.StageIdle:
 		return Cut, fmt.Sprintf("after %.3g s of silence the reflector's packet no longer came through", o.Seconds)
-	case o.Answered > 0 && o.Stage == stageTURN && o.Fault == protocol.FaultTimeout:
-		return Cut, "STUN is answered, but the allocation is not"
-	case o.Answered > 0 && o.Stage == stageTURN:
-		return Unmeasured, "the reflector gave no relayed address: " + cmp.Or(o.Detail, o.Fault)
+	case o.Answered > 0 && isTURN(o.Stage):
+		return e.judgeTURN()
 	case o.Invalid > 0:
 		return e.judgeInvalid()
 	case o.Fault == protocol.FaultForeign || o.Fault == protocol.FaultAltered:

@@ -300,7 +300,9 @@ func (b *planner) lacks(p *protocol.Protocol, variant string, to netip.Addr) str
 }
 
 // Sweeps tells whether the probe surveys a range.
-func (p Probe) Sweeps() bool { return p.Ports.Len() >= wide || len(p.LocalPorts) > 0 }
+func (p Probe) Sweeps() bool {
+	return (p.Ports.Len() >= wide || len(p.LocalPorts) > 0) && p.Speak != protocol.ICE // which draws one of the ports
+}
 
 // shape takes from a sweep what it does not do: it asks each port once it
 // answers, with bare messages.
@@ -311,6 +313,8 @@ func (p *Probe) shape() {
 		p.Speak, _ = protocol.For("", p.Transport)
 	case p.Transport == scenarios.TCP || p.streams():
 		p.Datagram, p.MaxLoss = 0, 0
+	case p.Speak == protocol.TURN:
+		p.ServerName = "" // what it relays are datagrams of its own size
 	default:
 		p.Bytes, p.ServerName = 0, ""
 	}

@@ -27,6 +27,9 @@ func (r *runner) probe(ctx context.Context, p Probe) []Observation {
 	switch {
 	case p.Where == WhereInward:
 		return r.inward(ctx, p)
+	case p.Speak == protocol.ICE:
+		defer r.advance(p.ID, p.Ports.Len())
+		return []Observation{r.ice(ctx, p)}
 	case p.Sweeps() && p.Transport == scenarios.UDP:
 		return r.sweepUDP(ctx, p)
 	case p.Sweeps():

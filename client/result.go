@@ -180,6 +180,7 @@ type Observation struct {
 	TCP      *wire.TCPSeen  `json:"tcp,omitempty"`
 	Mark     *Mark          `json:"mark,omitempty"`
 	Controls []Comparison   `json:"controls,omitempty"` // after a failed handshake: the same with one thing changed
+	ICE      *ICE           `json:"ice,omitempty"`      // the session, where the probe was one
 }
 
 // ICMP is an ICMP or ICMPv6 error.

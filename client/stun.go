@@ -7,23 +7,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"strconv"
-	"sync/atomic"
 	"time"
-
-	"github.com/pion/logging"
-	"github.com/pion/transport/v2/stdnet"
-	"github.com/pion/turn/v2"
 
 	"github.com/wallprobe/wallprobe/client/survey"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
-
-// stageTURN is the stage after a STUN Binding was answered.
-const stageTURN = "turn allocate"
 
 // binder makes STUN Bindings of a probe and knows their answers.
 type binder struct {
@@ -96,108 +87,6 @@ func (r *runner) bindings(ctx context.Context, p Probe, port uint16, b *binder, 
 	return answers[0]
 }
 
-// turnUDP is a Binding and then, from a socket of its own, an allocation.
-func (r *runner) turnUDP(ctx context.Context, p Probe, port uint16) Observation {
-	o := r.stunUDP(ctx, p, port)
-	if o.Stage != protocol.StageDone {
-		return o
-	}
-	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(ownPort()))
-	if err != nil {
-		o.Stage, o.Fault, o.Detail = stageTURN, "other", err.Error()
-		return o
-	}
-	defer c.Close()
-	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port))
-	err = r.pay(p, c, to)
-	if err == nil {
-		err = r.allocate(ctx, c, to, &o)
-	}
-	o.allocated(err)
-	return o
-}
-
-// pay sends a Binding from the socket of an allocation: its length pays for the
-// challenge that answers the allocation's first request, which is longer than
-// that, so that the reflector need not be an amplifier.
-func (r *runner) pay(p Probe, c *net.UDPConn, to *net.UDPAddr) error {
-	b := r.binder(p)
-	buf := make([]byte, 2048)
-	var err error
-	for attempt := range tries {
-		var msg []byte
-		if msg, err = b.request(attempt); err != nil {
-			return err
-		}
-		if _, err = c.WriteToUDP(msg, to); err != nil {
-			return err
-		}
-		c.SetReadDeadline(time.Now().Add(r.cfg.Timeout / tries))
-		var n int
-		if n, err = c.Read(buf); err != nil {
-			continue
-		}
-		if _, _, ok := b.check(buf[:n]); ok {
-			return c.SetReadDeadline(time.Time{})
-		}
-		err = protocol.ErrForeign
-	}
-	return err
-}
-
-// allocated ends the stage of the allocation.
-func (o *Observation) allocated(err error) {
-	if err != nil {
-		o.Stage, o.Fault, o.Detail = stageTURN, protocol.FaultOf(err), err.Error()
-		return
-	}
-	o.Stage, o.Fault = protocol.StageDone, ""
-}
-
-// bothFamilies lets pion's client reach servers over IPv6: left alone, it looks
-// up every server as udp4.
-type bothFamilies struct{ *stdnet.Net }
-
-// ResolveUDPAddr ignores the family that is asked for.
-func (bothFamilies) ResolveUDPAddr(_, address string) (*net.UDPAddr, error) {
-	return net.ResolveUDPAddr("udp", address)
-}
-
-// allocate asks for a relayed address (RFC 8656 section 7) and gives it up again.
-func (r *runner) allocate(ctx context.Context, c net.PacketConn, to net.Addr, o *Observation) error {
-	user, pass := wire.TURN(r.cfg.Key, r.res.Session, r.res.Started)
-	quiet := logging.NewDefaultLoggerFactory()
-	quiet.DefaultLogLevel = logging.LogLevelDisabled
-	system, err := stdnet.NewNet()
-	if err != nil {
-		return err
-	}
-	client, err := turn.NewClient(&turn.ClientConfig{
-		Net:            bothFamilies{system},
-		TURNServerAddr: to.String(), STUNServerAddr: to.String(), Conn: c, Username: user, Password: pass, Realm: "wallprobe", LoggerFactory: quiet,
-	})
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	defer context.AfterFunc(ctx, client.Close)()
-	var late atomic.Bool
-	timer := time.AfterFunc(r.cfg.Timeout, func() { late.Store(true); client.Close() })
-	defer timer.Stop()
-	if err := client.Listen(); err != nil {
-		return err
-	}
-	relayed, err := client.Allocate()
-	if late.Load() || ctx.Err() != nil {
-		return os.ErrDeadlineExceeded
-	}
-	if err != nil {
-		return err
-	}
-	o.Detail = "relayed by " + relayed.LocalAddr().String()
-	return relayed.Close()
-}
-
 // stunStream speaks STUN or TURN over TCP, in TLS for turns.
 func (r *runner) stunStream(ctx context.Context, p Probe, c net.Conn, o *Observation) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
@@ -217,16 +106,12 @@ func (r *runner) stunStream(ctx context.Context, p Probe, c net.Conn, o *Observa
 		o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
 		return
 	}
-	if p.Speak != protocol.STUN {
-		c.SetDeadline(time.Time{})
-		err := r.allocate(ctx, turn.NewSTUNConn(c), c.RemoteAddr(), o)
-		if o.allocated(err); err != nil {
-			return
-		}
-	} else {
-		o.Detail = "mapped to " + o.Seen.String()
+	if p.Speak == protocol.STUN {
+		o.Stage, o.Answered, o.Detail = protocol.StageDone, 1, "mapped to "+o.Seen.String()
+		return
 	}
-	o.Stage, o.Answered = protocol.StageDone, 1
+	c.SetDeadline(time.Time{})
+	r.useRelay(ctx, p, c, o)
 }
 
 // bindStream is a Binding over a stream: messages follow each other without

@@ -72,7 +72,7 @@ func intercepted(near, far *wire.TLSSeen) string {
 	if hello := helloDiffers(near, far); hello != "" {
 		why += "; " + hello
 	}
-	if near.Version != far.Version {
+	if far.Version != "" && near.Version != far.Version {
 		why += fmt.Sprintf("; %s here, %s at the reflector", near.Version, far.Version)
 	}
 	return why

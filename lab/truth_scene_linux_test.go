@@ -153,8 +153,16 @@ func udpBox(box middlebox.UDP) func(*scene) {
 }
 
 // interceptor speaks TLS to both ends of path TLS.
-func interceptor(s *scene) {
-	s.serve(middlebox.TCP{Ports: "8003", Between: new(middlebox.Interceptor).Between}.Open(s.firewall()))
+func interceptor(s *scene) { intercepted("8003")(s) }
+
+// intercepted is interceptor on other ports.
+func intercepted(ports string) func(*scene) {
+	return func(s *scene) { s.intercept(ports) }
+}
+
+func (s *scene) intercept(ports string) {
+	s.Helper()
+	s.serve(middlebox.TCP{Ports: ports, Between: new(middlebox.Interceptor).Between}.Open(s.firewall()))
 }
 
 func selfSigned(name string) (tls.Certificate, error) {

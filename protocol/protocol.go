@@ -140,10 +140,11 @@ func init() {
 // UDP probes are datagrams, STUN and TURN belong to package relay: they have
 // no stream, so the client names them itself.
 const (
-	Datagram = "datagram" // wallprobe's own message over UDP
-	STUN     = "stun"     // Binding with a session's short-lived credentials
-	TURN     = "turn"     // Allocate over UDP or TCP
-	TURNS    = "turns"    // Allocate over TLS
+	Datagram = "datagram"    // wallprobe's own message over UDP
+	STUN     = "stun"        // Binding with a session's short-lived credentials
+	TURN     = "turn"        // Allocate over UDP or TCP
+	TURNS    = "turns"       // Allocate over TLS
+	ICE      = "ice-session" // a whole ICE session; its path's ports are those of the far agent
 )
 
 // standIns names what is spoken for protocols that have no implementation of
@@ -154,7 +155,7 @@ var standIns = map[string]string{}
 // the protocol itself and not a stand-in for it.
 func For(name string, t scenarios.Transport) (spoken string, own bool) {
 	switch name {
-	case STUN, TURN, TURNS:
+	case STUN, TURN, TURNS, ICE:
 		return name, true
 	}
 	if On(name, t) != nil {

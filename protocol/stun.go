@@ -22,21 +22,28 @@ const magicCookie = 0x2112A442 // RFC 8489 section 5
 // short-term credential). USERNAME is username:label, so that the far end
 // knows the probe; PADDING (RFC 5780 section 7.6) fills it up to 256 bytes.
 func Binding(username, password, label string) ([]byte, [stun.TransactionIDSize]byte, error) {
+	id := stun.NewTransactionID()
+	b, err := BindingAs(id, username, password, label)
+	return b, id, err
+}
+
+// BindingAs is Binding with a transaction id that is given.
+func BindingAs(id [stun.TransactionIDSize]byte, username, password, label string) ([]byte, error) {
 	m := stun.New()
-	m.Type, m.TransactionID = stun.BindingRequest, stun.NewTransactionID()
+	m.Type, m.TransactionID = stun.BindingRequest, id
 	m.WriteHeader()
 	if err := stun.NewUsername(username + ":" + label).AddTo(m); err != nil {
-		return nil, m.TransactionID, fmt.Errorf("stun binding: user name: %w", err)
+		return nil, fmt.Errorf("stun binding: user name: %w", err)
 	}
 	const seals = 24 + 8 // MESSAGE-INTEGRITY and FINGERPRINT
 	if room := bindingSize - len(m.Raw) - 4 - seals; room >= 0 {
 		m.Add(stun.AttrPadding, make([]byte, room))
 	}
 	if err := stun.NewShortTermIntegrity(password).AddTo(m); err != nil {
-		return nil, m.TransactionID, fmt.Errorf("stun binding: integrity: %w", err)
+		return nil, fmt.Errorf("stun binding: integrity: %w", err)
 	}
 	err := stun.Fingerprint.AddTo(m)
-	return m.Raw, m.TransactionID, err
+	return m.Raw, err
 }
 
 // ParseBinding checks the answer to the Binding with that transaction id, its

@@ -125,7 +125,7 @@ func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	if err != nil {
 		return failed(e, err)
 	}
-	inner := far.Inner(ctx, tc)
+	inner := far.Inner(context.WithValue(ctx, insideKey{}, seen), tc)
 	for i := range inner {
 		inner[i].TLS = seen
 	}
@@ -135,6 +135,15 @@ func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		return []wire.Event{e}
 	}
 	return inner
+}
+
+type insideKey struct{}
+
+// Inside is the handshake of the TLS connection that ctx belongs to, nil outside
+// of TLS. It is for what keeps events of its own, such as a relay.
+func Inside(ctx context.Context) *wire.TLSSeen {
+	seen, _ := ctx.Value(insideKey{}).(*wire.TLSSeen)
+	return seen
 }
 
 // acceptTLS is the far end's handshake, with a leaf for the name that is asked

@@ -79,6 +79,9 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return known.TCP.Serve(ctx, p, underWay{r, c})
 	}
 	if head[0] < 2 && r.isSTUN(p) {
+		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+		r.inside.Store(unmap(from), protocol.Inside(ctx))
+		defer r.inside.Delete(unmap(from))
 		r.relay.Conn(p)
 		return nil
 	}

@@ -18,6 +18,7 @@ var calls = map[string]func(r *Reflector, from netip.AddrPort, body []byte) (any
 	wire.CallHello:  (*Reflector).hello,
 	wire.CallLedger: (*Reflector).ledgerCall,
 	wire.CallInward: (*Reflector).inward,
+	wire.CallICE:    (*Reflector).ice,
 	wire.CallBye:    (*Reflector).bye,
 }
 

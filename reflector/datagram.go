@@ -21,7 +21,7 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 	for i := range batch {
 		d := &batch[i]
 		if !wire.IsMessage(d.Payload) {
-			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xf0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
+			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xc0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
 				continue
 			}
 			if r.spoken(d) == nil && r.quic.take(d) {

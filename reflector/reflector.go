@@ -51,6 +51,8 @@ type Reflector struct {
 	ca       *authority
 	relay    *relay.Server
 	quic     *quicPort
+	agents   agents   // of ICE
+	inside   sync.Map // *wire.TLSSeen of connections that carry STUN, by netip.AddrPort of the near end
 	conns    sources
 	late     later
 	witness  *steer.SYNs
@@ -155,6 +157,7 @@ func (r *Reflector) Serve(ctx context.Context) error {
 	part("journal", r.keepBooks)
 	<-ctx.Done()
 	wg.Wait()
+	r.agents.wait()
 	r.late.stop()
 	r.sessions.expire(true)
 	r.journal.close(r)

@@ -20,9 +20,15 @@ import (
 // addresses that it came from itself.
 func (r *Reflector) relayConfig() relay.Config {
 	return relay.Config{
-		Credentials:       r.turnCredentials,
-		Now:               r.cfg.Now,
-		PeerAllowed:       r.peerAllowed,
+		Credentials: r.turnCredentials,
+		Now:         r.cfg.Now,
+		PeerAllowed: r.peerAllowed,
+		ListenRelay: func(a netip.Addr) (*net.UDPConn, func(), error) {
+			return r.set.Borrow(netip.AddrPortFrom(a, 0))
+		},
+		Echo:              r.echo,
+		EchoPort:          protocol.EchoPort,
+		Shared:            r.shared,
 		AllowPrivatePeers: r.cfg.PrivatePeers,
 		PlainSTUN:         r.cfg.PlainSTUN,
 		Event:             r.relayEvent,
@@ -66,12 +72,42 @@ func ownAddrs() map[netip.Addr]bool {
 	return own
 }
 
+// peerAllowed lets a session relay to where it came from itself, and to its own
+// ICE agents here.
 func (r *Reflector) peerAllowed(session string, peer netip.AddrPort) bool {
 	s := r.sessionNamed(session)
-	if s == nil || r.own[peer.Addr().Unmap()] {
+	switch {
+	case s == nil:
+		return false
+	case r.agents.owner(unmap(peer)) == s:
+		return true
+	case r.own[peer.Addr().Unmap()]:
 		return false // its own ports carry control and TURN
 	}
 	return slices.Contains(s.allSources(), peer.Addr().Unmap())
+}
+
+// echo is the peer of a session's relays inside the reflector.
+func (r *Reflector) echo(session string, p []byte, relay netip.AddrPort) []byte {
+	m, s, err := r.sessions.prove(p)
+	if err != nil || s.id.String() != session {
+		return nil
+	}
+	return protocol.Echo(p, s.keysFor(m), relay, r.now())
+}
+
+// shared takes what reaches a socket that stands on a port that may be served:
+// a sweep must find the port as it finds the others.
+func (r *Reflector) shared(b []byte, local, remote netip.AddrPort) bool {
+	if !wire.IsMessage(b) {
+		return false
+	}
+	r.Datagrams([]steer.Datagram{{Local: local, Remote: remote, Payload: b}}, func(out []steer.Datagram) {
+		for _, d := range out {
+			_ = r.set.WriteTo(d.Payload, d.Local, d.Remote) // the near end misses it; the Set counts it
+		}
+	})
+	return true
 }
 
 // relayEvent puts what a session did into its ledger. A Binding's label names
@@ -94,12 +130,16 @@ func (r *Reflector) relayEvent(e relay.Event) {
 		}
 	}
 	t := scenarios.UDP
+	var seen *wire.TLSSeen
 	if e.TCP {
 		t = scenarios.TCP
+		if v, ok := r.inside.Load(e.Remote); ok {
+			seen = v.(*wire.TLSSeen)
+		}
 	}
 	ev := wire.Event{
 		Time: e.Time, Transport: t, Remote: e.Remote, Local: e.Local, Session: s.id, Probe: s.labelled(e.Remote),
-		Stage: protocol.StageToken, Answered: true,
+		Stage: protocol.StageToken, Answered: true, TLS: seen,
 	}
 	if e.Kind != relay.KindBinding {
 		ev.Stage = fmt.Sprintf("turn %s", e.Kind)

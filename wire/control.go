@@ -26,6 +26,7 @@ const (
 	CallHello  = "hello"  // HelloRequest -> HelloReply
 	CallLedger = "ledger" // LedgerRequest -> Ledger
 	CallInward = "inward" // InwardRequest -> InwardReply
+	CallICE    = "ice"    // ICERequest -> ICEReply
 	CallBye    = "bye"    // ByeRequest -> Ledger; ends the session
 
 	// MaxControlBody bounds a request; replies hold ledgers and are bounded by them.
@@ -81,6 +82,30 @@ type InwardReply struct {
 type InwardFault struct {
 	Ports scenarios.PortSet `json:"ports"`
 	Fault string            `json:"fault"`
+}
+
+// ICERequest asks for an ICE agent at the reflector (RFC 8445), the controlled
+// one, that waits for this client's checks.
+type ICERequest struct {
+	Session SessionID         `json:"session"`
+	Time    time.Time         `json:"time"`
+	Probe   uint32            `json:"probe"`
+	Addr    netip.Addr        `json:"addr"`  // of the reflector, as the client aims at it
+	Ports   scenarios.PortSet `json:"ports"` // of which the agent draws its own
+	Wait    time.Duration     `json:"wait"`  // nanoseconds until it gives up
+	Ufrag   string            `json:"ufrag"`
+	Pwd     string            `json:"pwd"`
+	// Candidates are the client's, as RFC 8839 section 5.1 writes them. Only
+	// those at addresses that the session came from are used, and only where the
+	// operator allows calls back; the others are learnt from their checks.
+	Candidates []string `json:"candidates,omitempty"`
+}
+
+// ICEReply is where the agent waits, at the address that was aimed at.
+type ICEReply struct {
+	Port  uint16 `json:"port"`
+	Ufrag string `json:"ufrag"`
+	Pwd   string `json:"pwd"`
 }
 
 // ControlError is the JSON body of a refused call.

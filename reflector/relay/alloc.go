@@ -29,6 +29,7 @@ type allocation struct {
 	o                 origin
 	username, session string
 	addr              netip.Addr // of the relay socket
+	even              bool       // the client wants an even port
 	queue             chan job
 	done              chan struct{}
 
@@ -103,7 +104,7 @@ func (a *allocation) start() error {
 }
 
 func (a *allocation) open() error {
-	c, err := a.s.cfg.ListenRelay(a.addr)
+	c, done, err := a.listen()
 	if err != nil {
 		return fmt.Errorf("relay socket on %v: %w", a.addr, err)
 	}
@@ -111,14 +112,46 @@ func (a *allocation) open() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.ended {
-		c.Close()
+		done()
 		return errEnded
 	}
-	a.sock = &relaySocket{a: a, c: c, addr: bound}
+	a.sock = &relaySocket{a: a, c: c, done: done, addr: bound}
 	a.s.mu.Lock()
-	a.s.relays[bound] = true
+	a.s.relays[bound] = a
 	a.s.mu.Unlock()
 	return nil
+}
+
+// evenTries is how many ports are drawn until one is even.
+const evenTries = 24
+
+func (a *allocation) listen() (c *net.UDPConn, done func(), err error) {
+	for range evenTries {
+		c, done, err = a.s.cfg.ListenRelay(a.addr)
+		if err != nil || !a.even || c.LocalAddr().(*net.UDPAddr).Port%2 == 0 {
+			return c, done, err
+		}
+		done()
+	}
+	return nil, nil, errors.New("no even port")
+}
+
+// hasChannel reports whether a channel was bound.
+func (a *allocation) hasChannel(number uint16) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	_, ok := a.channels[number]
+	return ok
+}
+
+// relayed is the allocation's relayed address; zero while it has none.
+func (a *allocation) relayed() netip.AddrPort {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.sock == nil {
+		return netip.AddrPort{}
+	}
+	return a.sock.addr
 }
 
 // end ends the allocation; pion's goroutines follow by themselves.
@@ -143,7 +176,7 @@ func (a *allocation) end() {
 	}
 	s.mu.Unlock()
 	if sock != nil {
-		sock.c.Close()
+		sock.done()
 	}
 	if a.o.conn != nil {
 		a.o.conn.allocationEnded()

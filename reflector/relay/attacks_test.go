@@ -8,11 +8,14 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pion/stun"
+
+	"github.com/wallprobe/wallprobe/protocol"
 )
 
 func from(i int) netip.AddrPort {
@@ -66,7 +69,7 @@ func TestChallengesAreLimitedPerSource(t *testing.T) {
 // session, replayed in a victim's name, must not buy the victim a flood.
 func TestReplayedBindingsBuyNoAmplification(t *testing.T) {
 	w := newWorld(t)
-	recorded, _, _ := Binding("wp-a", "secret of wp-a", "")
+	recorded, _, _ := protocol.Binding("wp-a", "secret of wp-a", "")
 	bare := build(t, allocateType, udpTransport)
 	var in, out int
 	send := func(b []byte) {
@@ -132,10 +135,10 @@ func TestPaddedPlainBindingIsAnswered(t *testing.T) {
 // Attack 2.
 func TestDatagramsWithoutCredentialsAreMetWithSilence(t *testing.T) {
 	w := newWorld(t)
-	wrong, _, _ := Binding("wp-a", "not the secret", "1")
-	unknown, _, _ := Binding("stranger", "secret of stranger", "1")
+	wrong, _, _ := protocol.Binding("wp-a", "not the secret", "1")
+	unknown, _, _ := protocol.Binding("stranger", "secret of stranger", "1")
 	anonymous := build(t, stun.BindingRequest, padding(60), stun.NewShortTermIntegrity("secret of wp-a"))
-	altered, _, _ := Binding("wp-a", "secret of wp-a", "1")
+	altered, _, _ := protocol.Binding("wp-a", "secret of wp-a", "1")
 	altered[40] ^= 1
 	for name, b := range map[string][]byte{
 		"empty": {}, "zeros": make([]byte, 64), "text": []byte("GET / HTTP/1.1\r\n\r\n"),
@@ -237,16 +240,183 @@ func TestOwnPortsAreNeverReachedThroughARelay(t *testing.T) {
 	}
 }
 
-func TestTwoAllocationsCannotFeedEachOther(t *testing.T) {
+func TestAllocationsOfTwoSessionsCannotFeedEachOther(t *testing.T) {
 	w := newWorld(t, loopbackRelay)
-	a, b := w.newUser("wp-a", from(1)), w.newUser("wp-a", from(2))
-	relayA, relayB := a.allocate(), b.allocate()
-	if code, _ := a.ask(permissionType, xorPeer(relayB)); code != stun.CodeForbidden {
-		t.Errorf("a relay as a relay's peer: %v", code)
+	a, b, other := w.newUser("wp-a", from(1)), w.newUser("wp-a", from(2)), w.newUser("wp-b", from(3))
+	relayA, relayB, relayOther := a.allocate(), b.allocate(), other.allocate()
+	got := map[string]stun.ErrorCode{}
+	for name, p := range map[string]netip.AddrPort{
+		"its own relay": relayA, "another session's": relayOther, "its session's other": relayB,
+	} {
+		got[name], _ = a.ask(permissionType, xorPeer(p))
+	}
+	want := map[string]stun.ErrorCode{"its own relay": stun.CodeForbidden, "another session's": stun.CodeForbidden, "its session's other": 0}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	// The permission is for an address; the other session's port stays shut.
+	refused := w.count("turn-peer")
+	w.s.Datagram(build(t, sendIndication, xorPeer(relayOther), attr(stun.AttrData, 'x')), a.local, a.remote)
+	if n := w.count("turn-peer"); n != refused+1 {
+		t.Errorf("%d packets to another session's relay were refused", n-refused)
 	}
 	w.s.Datagram(build(t, allocateType, udpTransport, padding(100)), localAddr, relayA)
 	if out := w.drain(); len(out) > 0 || w.count("turn-loop") != 1 {
 		t.Errorf("allocate through a relay: %d answers, %d refused", len(out), w.count("turn-loop"))
+	}
+}
+
+// A packet that goes from one relay of a session to another ends there: one in, one out.
+func TestPacketBetweenRelaysOfASessionComesOutOnce(t *testing.T) {
+	w := newWorld(t, loopbackRelay)
+	a, b := w.newUser("wp-a", from(1)), w.newUser("wp-a", from(2))
+	relayA, relayB := a.allocate(), b.allocate()
+	number := attr(stun.AttrChannelNumber, 0x40, 1, 0, 0)
+	if code, _ := a.ask(channelType, number, xorPeer(relayB)); code != 0 {
+		t.Fatal(code)
+	}
+	if code, _ := b.ask(channelType, number, xorPeer(relayA)); code != 0 {
+		t.Fatal(code)
+	}
+	packet := []byte{0x40, 1, 0, 4, 'r', 'o', 'u', 'n'}
+	w.s.Datagram(packet, a.local, a.remote)
+	got := w.next()
+	if d := cmp.Diff(string(packet), string(got.b)); d != "" || got.remote != b.remote {
+		t.Errorf("to %v: %s", got.remote, d)
+	}
+	w.s.Datagram(packet, a.local, a.remote) // whatever the first one caused comes before what the second does
+	w.next()
+	w.stop()
+	if out := w.drain(); len(out) > 0 {
+		t.Errorf("%d more packets for one", len(out))
+	}
+}
+
+// echoing gives a world the peer inside the service; it answers "ask" alone.
+func echoing(asked *atomic.Int64) func(*Config) {
+	return func(cfg *Config) {
+		loopbackRelay(cfg)
+		cfg.EchoPort = 7
+		cfg.PeerAllowed = func(string, netip.AddrPort) bool { return false }
+		cfg.Echo = func(session string, p []byte, _ netip.AddrPort) []byte {
+			asked.Add(1)
+			switch {
+			case session == "a" && string(p) == "ask":
+				return []byte("ans")
+			case string(p) == "more":
+				return []byte("more than was sent")
+			}
+			return nil
+		}
+	}
+}
+
+func TestEchoPeerAnswersInsideTheServiceAndNeverWithMore(t *testing.T) {
+	var asked atomic.Int64
+	w := newWorld(t, echoing(&asked))
+	u := w.newUser("wp-a", remoteAddr)
+	relay := u.allocate()
+	echo := netip.AddrPortFrom(relay.Addr(), 7)
+	data := func(s string) { w.s.Datagram(append([]byte{0x40, 1, 0, byte(len(s))}, s...), u.local, u.remote) }
+	if code, _ := u.ask(channelType, attr(stun.AttrChannelNumber, 0x40, 1, 0, 0), xorPeer(echo)); code != 0 {
+		t.Fatal(code)
+	}
+	for range 3 {
+		data("ask")
+		if d := cmp.Diff("@\x01\x00\x03ans\x00", string(w.next().b)); d != "" {
+			t.Error(d)
+		}
+	}
+	data("else")
+	data("more")
+	data("ans") // its own answer fed back
+	w.until("all are seen", func() bool { return asked.Load() == 6 && w.count("turn-echo") == 3 })
+	data("ask")
+	w.next()
+	w.stop()
+	if out := w.drain(); len(out) > 0 {
+		t.Errorf("answered: %x", out[0].b)
+	}
+}
+
+func TestEchoPeerOpensNoOtherPortAndNoAddress(t *testing.T) {
+	var asked atomic.Int64
+	control, controlAddr := newPeer(t)
+	w := newWorld(t, echoing(&asked))
+	u := w.newUser("wp-a", remoteAddr)
+	relay := u.allocate()
+	echo := netip.AddrPortFrom(relay.Addr(), 7)
+	if code, _ := u.ask(permissionType, xorPeer(echo)); code != 0 {
+		t.Fatal(code)
+	}
+	got := map[string]stun.ErrorCode{}
+	for name, p := range map[string]netip.AddrPort{
+		"another port": controlAddr, "port 6": netip.AddrPortFrom(relay.Addr(), 6), "another address": netip.MustParseAddrPort("127.0.0.2:7"),
+		"elsewhere": netip.MustParseAddrPort("203.0.113.1:7"),
+	} {
+		got[name], _ = u.ask(permissionType, xorPeer(p))
+	}
+	want := map[string]stun.ErrorCode{"another port": 403, "port 6": 403, "another address": 403, "elsewhere": 403}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	// The permission is for the address: a packet for another port must not leave.
+	w.s.Datagram(build(t, sendIndication, xorPeer(controlAddr), attr(stun.AttrData, 'x')), u.local, u.remote)
+	control.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	if n, err := control.Read(make([]byte, 10)); err == nil {
+		t.Errorf("%d bytes reached another port", n)
+	}
+	if asked.Load() != 0 {
+		t.Errorf("the echo peer was asked %d times", asked.Load())
+	}
+}
+
+func TestNobodyOnTheNetworkIsTheEchoPeer(t *testing.T) {
+	var asked atomic.Int64
+	impostor, at := newPeer(t)
+	w := newWorld(t, echoing(&asked), func(cfg *Config) { cfg.EchoPort = at.Port() })
+	u := w.newUser("wp-a", remoteAddr)
+	relay := u.allocate()
+	if code, _ := u.ask(channelType, attr(stun.AttrChannelNumber, 0x40, 1, 0, 0), xorPeer(at)); code != 0 {
+		t.Fatal(code)
+	}
+	const flood = 2 * maxReadFailures // must not end the allocation either
+	for range flood {
+		impostor.WriteToUDPAddrPort([]byte("ans"), relay)
+	}
+	w.until("all are refused", func() bool { return w.count("turn-peer") == flood })
+	w.s.Datagram([]byte{0x40, 1, 0, 3, 'a', 's', 'k'}, u.local, u.remote)
+	w.next()
+	w.stop()
+	if out := w.drain(); len(out) > 0 {
+		t.Errorf("relayed: %x", out[0].b)
+	}
+}
+
+// What is served on a relay's port for others is theirs before it is a peer's.
+func TestSharedDatagramsAreNotRelayed(t *testing.T) {
+	peer, peerAddr := newPeer(t)
+	var taken atomic.Int64
+	w := newWorld(t, loopbackRelay, func(cfg *Config) {
+		cfg.Shared = func(b []byte, local, remote netip.AddrPort) bool {
+			if string(b) != "probe" || remote != peerAddr {
+				return false
+			}
+			taken.Add(1)
+			return true
+		}
+	})
+	u := w.newUser("wp-a", remoteAddr)
+	relay := u.allocate()
+	if code, _ := u.ask(channelType, attr(stun.AttrChannelNumber, 0x40, 1, 0, 0), xorPeer(peerAddr)); code != 0 {
+		t.Fatal(code)
+	}
+	for range 2 * maxReadFailures { // none of them counts as a failure
+		peer.WriteToUDPAddrPort([]byte("probe"), relay)
+	}
+	peer.WriteToUDPAddrPort([]byte("data"), relay)
+	if d := cmp.Diff("@\x01\x00\x04data", string(w.next().b)); d != "" || taken.Load() == 0 {
+		t.Errorf("%d taken: %s", taken.Load(), d)
 	}
 }
 
@@ -344,7 +514,7 @@ func TestExpiredCredentialsServeNothing(t *testing.T) {
 	if code, _ := u.ask(refreshType); code != stun.CodeUnauthorized {
 		t.Errorf("refresh: %v", code)
 	}
-	req, _, _ := Binding("wp-a", "secret of wp-a", "")
+	req, _, _ := protocol.Binding("wp-a", "secret of wp-a", "")
 	w.s.Datagram(req, localAddr, from(1))
 	if out := w.drain(); len(out) > 0 {
 		t.Errorf("binding: %v", out)
@@ -355,7 +525,7 @@ func TestEmptyPasswordIsNoPassword(t *testing.T) {
 	w := newWorld(t, func(cfg *Config) {
 		cfg.Credentials = func(string, time.Time) (string, string, bool) { return "", "a", true }
 	})
-	req, _, _ := Binding("wp-a", "", "")
+	req, _, _ := protocol.Binding("wp-a", "", "")
 	w.s.Datagram(req, localAddr, remoteAddr)
 	if out := w.drain(); len(out) > 0 || len(w.kinds()) > 0 {
 		t.Errorf("%v %v", out, w.kinds())
@@ -394,7 +564,7 @@ func TestSecretsAreInNoEventAndNoAnswer(t *testing.T) {
 	_, allocated := u.ask(allocateType, udpTransport)
 	_, permitted := u.ask(permissionType, xorPeer(netip.MustParseAddrPort("203.0.113.1:1")))
 	_, denied := u.ask(permissionType, xorPeer(netip.MustParseAddrPort("127.0.0.2:1")))
-	req, _, _ := Binding("wp-a", "secret of wp-a", "17")
+	req, _, _ := protocol.Binding("wp-a", "secret of wp-a", "17")
 	w.s.Datagram(req, localAddr, remoteAddr)
 	w.stop()
 	text := fmt.Sprintf("%+v %+v %s %s %s", w.events, w.counts, allocated.Raw, permitted.Raw, denied.Raw)
@@ -409,7 +579,7 @@ func TestSecretsAreInNoEventAndNoAnswer(t *testing.T) {
 // Attack 15, and the loop of two reflectors.
 func TestAnswersFedBackAreNotAnswered(t *testing.T) {
 	w := newWorld(t, loopbackRelay, func(cfg *Config) { cfg.PlainSTUN = true })
-	req, _, _ := Binding("wp-a", "secret of wp-a", "")
+	req, _, _ := protocol.Binding("wp-a", "secret of wp-a", "")
 	w.s.Datagram(req, localAddr, remoteAddr)
 	w.s.Datagram(build(t, stun.BindingRequest), localAddr, remoteAddr)
 	w.s.Datagram(build(t, allocateType, udpTransport), localAddr, remoteAddr)

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/pion/stun"
+
+	"github.com/wallprobe/wallprobe/protocol"
 )
 
 // quiet is a service whose answers go nowhere.
@@ -29,7 +31,7 @@ func benchmark(b *testing.B, msg []byte) {
 }
 
 func BenchmarkAuthenticatedBinding(b *testing.B) {
-	msg, _, err := Binding("wp-a", "secret of wp-a", "17")
+	msg, _, err := protocol.Binding("wp-a", "secret of wp-a", "17")
 	if err != nil {
 		b.Fatal(err)
 	}

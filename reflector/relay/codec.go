@@ -3,18 +3,16 @@ package relay
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"net/netip"
 
 	"github.com/pion/stun"
 )
 
 const (
-	headerLen      = 20
-	magicCookie    = 0x2112A442
-	maxAttributes  = 64
-	requestedUDP   = 17 // REQUESTED-TRANSPORT, RFC 8656 section 18.7
-	bindingMinimum = 256
+	headerLen     = 20
+	magicCookie   = 0x2112A442
+	maxAttributes = 64
+	requestedUDP  = 17 // REQUESTED-TRANSPORT, RFC 8656 section 18.7
 )
 
 var (
@@ -124,73 +122,10 @@ func errorReply(m, req *stun.Message, code stun.ErrorCode) {
 	m.Add(stun.AttrErrorCode, []byte{0, 0, byte(code / 100), byte(code % 100)})
 }
 
-// Binding builds an authenticated STUN Binding request (RFC 8489 section
-// 9.1, short-term credential): USERNAME is username, or username:label when
-// there is a label, and PADDING (RFC 5780 section 7.6) fills it up to 256
-// bytes, which pays for the answer and for a TURN challenge after it.
-func Binding(username, password, label string) ([]byte, [stun.TransactionIDSize]byte, error) {
-	if label != "" {
-		username += ":" + label
-	}
-	m := stun.New()
-	begin(m, stun.BindingRequest, stun.NewTransactionID())
-	if err := stun.NewUsername(username).AddTo(m); err != nil {
-		return nil, m.TransactionID, fmt.Errorf("stun binding: username of %d bytes: %w", len(username), err)
-	}
-	const seals = 24 + 8 // MESSAGE-INTEGRITY and FINGERPRINT
-	if room := bindingMinimum - len(m.Raw) - 4 - seals; room >= 0 {
-		m.Add(stun.AttrPadding, make([]byte, room))
-	}
-	if err := seal(m, stun.NewShortTermIntegrity(password)); err != nil {
-		return nil, m.TransactionID, fmt.Errorf("stun binding: %w", err)
-	}
-	return m.Raw, m.TransactionID, nil
-}
-
 // seal adds MESSAGE-INTEGRITY and FINGERPRINT.
 func seal(m *stun.Message, key stun.MessageIntegrity) error {
 	if err := key.AddTo(m); err != nil {
 		return err
 	}
 	return stun.Fingerprint.AddTo(m)
-}
-
-// ParseBinding checks the answer to the [Binding] with the given transaction
-// id, its MAC and its fingerprint, and returns the address that the
-// reflector saw.
-func ParseBinding(b []byte, password string, id [stun.TransactionIDSize]byte) (netip.AddrPort, error) {
-	fail := func(err error) (netip.AddrPort, error) {
-		return netip.AddrPort{}, fmt.Errorf("stun answer: %w", err)
-	}
-	if !looksLikeSTUN(b) {
-		return fail(errors.New("not a stun message"))
-	}
-	if err := check(b); err != nil {
-		return fail(err)
-	}
-	m := stun.New()
-	if err := stun.Decode(b, m); err != nil {
-		return fail(err)
-	}
-	if m.TransactionID != id {
-		return fail(errors.New("another transaction"))
-	}
-	if m.Type != stun.BindingSuccess {
-		return fail(fmt.Errorf("is a %v", m.Type))
-	}
-	if err := stun.Fingerprint.Check(m); err != nil {
-		return fail(err)
-	}
-	if err := stun.NewShortTermIntegrity(password).Check(m); err != nil {
-		return fail(err)
-	}
-	v, err := m.Get(stun.AttrXORMappedAddress)
-	if err != nil {
-		return fail(err)
-	}
-	ap, err := parseXORAddress(v, id)
-	if err != nil {
-		return fail(fmt.Errorf("xor-mapped-address: %w", err))
-	}
-	return ap, nil
 }

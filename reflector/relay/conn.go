@@ -127,7 +127,7 @@ func (k *conn) frame(r *bufio.Reader, buf []byte) ([]byte, error) {
 	switch {
 	case buf[0] < 4:
 		size += headerLen
-	case buf[0]>>4 == 4:
+	case buf[0]>>6 == 1:
 		size = 4 + (size+3)&^3 // over a stream, padded to four bytes
 	default:
 		return nil, errFrame

@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/pion/stun"
+
+	"github.com/wallprobe/wallprobe/protocol"
 )
 
 // addressed is one end of a pipe that looks like a TCP connection.
@@ -87,7 +89,7 @@ func wantClosed(t *testing.T, c net.Conn) {
 
 // Attack 9.
 func TestIdleConnectionsAreClosedInTime(t *testing.T) {
-	binding, _, err := Binding("wp-a", "secret of wp-a", "")
+	binding, _, err := protocol.Binding("wp-a", "secret of wp-a", "")
 	if err != nil {
 		t.Fatal(err)
 	}

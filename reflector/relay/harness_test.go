@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +15,8 @@ import (
 	"time"
 
 	"github.com/pion/stun"
+
+	"github.com/wallprobe/wallprobe/protocol"
 )
 
 var (
@@ -200,11 +203,25 @@ type client struct {
 	nonce         stun.Nonce
 }
 
-// newUser proves a 5-tuple and fetches its nonce.
+// pay makes a 5-tuple worth a challenge: a Binding is longer than its answer.
+func (w *world) pay(name string, local, remote netip.AddrPort) {
+	w.t.Helper()
+	req, _, err := protocol.Binding(name, "secret of "+name, "")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.s.Datagram(req, local, remote)
+	w.next()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.events = slices.DeleteFunc(w.events, func(e Event) bool { return e.Kind == KindBinding && e.Label == "" })
+}
+
+// newUser pays for a 5-tuple and fetches its nonce.
 func (w *world) newUser(name string, remote netip.AddrPort) *client {
 	w.t.Helper()
 	u := &client{w: w, local: localAddr, remote: remote, name: name}
-	w.s.Prove(u.local, u.remote)
+	w.pay(name, u.local, u.remote)
 	w.s.Datagram(build(w.t, allocateType, udpTransport), u.local, u.remote)
 	res := decode(w.t, w.next().b)
 	if err := u.nonce.GetFrom(res); err != nil {

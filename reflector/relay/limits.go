@@ -113,7 +113,7 @@ func (r *rate) sweep(now time.Time) bool {
 	return len(r.buckets) < r.sources
 }
 
-// proofLifetime is how long a 5-tuple stays proven and a credit is kept.
+// proofLifetime is how long a credit is kept.
 const proofLifetime = time.Minute
 
 // maxCredit bounds what a 5-tuple can save up, in bytes.
@@ -123,10 +123,9 @@ const maxCredit = 4096
 // A MAC says who wrote a packet, not where it came from: a session can spoof
 // a source and a recorded Binding can be replayed from one. So a Binding
 // earns only the bytes by which it was longer than its answer, and bytes out
-// never exceed bytes in; [Server.Prove] lifts that.
+// never exceed bytes in.
 type proof struct {
 	credit  int
-	proven  bool
 	expires time.Time
 }
 
@@ -160,8 +159,6 @@ func (p *proofs) spend(t tuple, extra int, now time.Time) bool {
 	switch {
 	case !ok || now.After(v.expires):
 		return false
-	case v.proven:
-		return true
 	case v.credit < extra:
 		return false
 	}

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"sync"
 	"time"
 
@@ -17,9 +16,6 @@ import (
 // pionNonce is how long one of pion's nonces is used; pion takes it for an
 // hour of the real clock.
 const pionNonce = 50 * time.Minute
-
-// maxReadFailures is how many reads of a relay socket may fail in a row.
-const maxReadFailures = 100
 
 // link is the packet connection between the filter and an allocation's pion
 // server. pion reads, handles and answers one message after the other, so
@@ -190,78 +186,3 @@ func (g *generator) AllocatePacketConn(string, int) (net.PacketConn, net.Addr, e
 func (g *generator) AllocateConn(string, int) (net.Conn, net.Addr, error) {
 	return nil, nil, errors.New("no tcp relays")
 }
-
-// relaySocket is the last gate: it judges every packet to and from a peer by
-// address and port, where TURN's own permissions know only addresses.
-type relaySocket struct {
-	a      *allocation
-	c      *net.UDPConn
-	addr   netip.AddrPort
-	closed sync.Once
-}
-
-// ReadFrom gives pion the next packet from an allowed peer.
-func (r *relaySocket) ReadFrom(p []byte) (int, net.Addr, error) {
-	for failures := 0; ; {
-		n, from, err := r.c.ReadFromUDPAddrPort(p)
-		select {
-		case <-r.a.done:
-			r.closed.Do(r.a.s.wg.Done)
-			return 0, nil, net.ErrClosed
-		default:
-		}
-		if err != nil {
-			// An ICMP error, as Windows reports it, passes; a dead socket not.
-			if failures++; failures > maxReadFailures {
-				r.a.end()
-			}
-			continue
-		}
-		failures = 0
-		if n == len(p) {
-			r.a.s.cfg.Count("turn-oversize") // or one byte shorter than it was
-			continue
-		}
-		from = unmap(from)
-		if _, ok := r.a.s.peer(r.a.session, from); !ok {
-			r.a.s.cfg.Count("turn-peer")
-			continue
-		}
-		r.a.fromPeer.Add(int64(n))
-		if r.a.heard.CompareAndSwap(false, true) {
-			ev := r.a.event(KindData, "from peer")
-			ev.Peer = from
-			r.a.s.cfg.Event(ev)
-		}
-		return n, net.UDPAddrFromAddrPort(from), nil
-	}
-}
-
-// WriteTo sends a packet to an allowed peer.
-func (r *relaySocket) WriteTo(p []byte, to net.Addr) (int, error) {
-	peer := unmap(to.(*net.UDPAddr).AddrPort())
-	if reason, ok := r.a.s.peer(r.a.session, peer); !ok {
-		r.a.s.cfg.Count("turn-peer")
-		return 0, fmt.Errorf("relay to %v: %s", peer, reason)
-	}
-	ev := r.a.event(KindData, "to peer") // before the peer can answer
-	n, err := r.c.WriteToUDPAddrPort(p, peer)
-	r.a.toPeer.Add(int64(n))
-	if err == nil && r.a.spoke.CompareAndSwap(false, true) {
-		ev.Peer = peer
-		r.a.s.cfg.Event(ev)
-	}
-	return n, err
-}
-
-// Close is how pion says that the allocation is over: its lifetime has run
-// out, or the client has given it back.
-func (r *relaySocket) Close() error { r.a.end(); return nil }
-
-// LocalAddr returns the relayed address.
-func (r *relaySocket) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(r.addr) }
-
-// SetDeadline and its like are part of net.PacketConn; pion never calls them.
-func (r *relaySocket) SetDeadline(time.Time) error      { return nil }
-func (r *relaySocket) SetReadDeadline(time.Time) error  { return nil }
-func (r *relaySocket) SetWriteDeadline(time.Time) error { return nil }

@@ -103,7 +103,7 @@ func TestOnlyPrivatePeersCanBeLifted(t *testing.T) {
 	}
 	for _, text := range []string{"10.0.0.1:9", "[fd00::1]:9", "100.64.0.1:9", "10.0.0.2:9", "10.0.0.1:10",
 		"127.0.0.1:9", "169.254.169.254:9", "224.0.0.1:9", "[64:ff9b::a00:1]:9", "8.8.8.8:9"} {
-		got[text], _ = s.peer("a", netip.MustParseAddrPort(text))
+		got[text], _ = (&allocation{s: s, session: "a"}).peer(netip.MustParseAddrPort(text))
 	}
 	undeclared := "not a peer of the session"
 	want := map[string]string{
@@ -114,7 +114,7 @@ func TestOnlyPrivatePeersCanBeLifted(t *testing.T) {
 	if d := cmp.Diff(want, got); d != "" {
 		t.Error(d)
 	}
-	if _, ok := s.peer("b", netip.MustParseAddrPort("10.0.0.1:9")); ok {
+	if _, ok := (&allocation{s: s, session: "b"}).peer(netip.MustParseAddrPort("10.0.0.1:9")); ok {
 		t.Error("another session's peer is allowed")
 	}
 }

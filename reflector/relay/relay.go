@@ -13,6 +13,7 @@ package relay
 import (
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -40,14 +41,26 @@ type Config struct {
 	// allocation that arrived at local. Nil is local itself.
 	RelayAddr func(local netip.Addr) (netip.Addr, bool)
 	// ListenRelay opens a relay socket on an address, on a port of its
-	// choice. Nil opens one on a port of the kernel's choice.
-	ListenRelay func(a netip.Addr) (*net.UDPConn, error)
+	// choice; done closes it. Nil opens one on a port of the kernel's choice.
+	ListenRelay func(a netip.Addr) (c *net.UDPConn, done func(), err error)
 	// PeerAllowed reports whether a session may relay to and from peer: one
 	// of its declared peers, or a probe socket of the reflector. It is asked
 	// about every permission and every packet, after the fixed denials, and
 	// decides alone about the reflector's own control and TURN ports. Nil
-	// allows no peer.
+	// allows no peer. A session's own relayed addresses are its peers without
+	// being asked about, those of others never are.
 	PeerAllowed func(session string, peer netip.AddrPort) bool
+	// Echo is the peer inside the service: what a session sends through a relay
+	// to EchoPort of the relay's own address goes here instead of into the
+	// network, and what it returns, unless it is nil, comes back from there. The
+	// answer must not be longer than p. Nil is no such peer.
+	Echo func(session string, p []byte, relay netip.AddrPort) []byte
+	// EchoPort is the echo peer's port.
+	EchoPort uint16
+	// Shared sees every datagram that reaches a relay socket before it is taken
+	// for a peer's, and says whether it was its own: relay sockets may stand on
+	// ports that are served for others. Nil takes none.
+	Shared func(b []byte, local, remote netip.AddrPort) bool
 	// AllowPrivatePeers lets PeerAllowed admit private, unique local and
 	// carrier-grade NAT addresses, for a lab made of such. All other denials
 	// of [Forbidden] stand.
@@ -126,7 +139,7 @@ type Server struct {
 	running    bool
 	ran        bool
 	allocs     map[tuple]*allocation
-	relays     map[netip.AddrPort]bool // own relayed addresses
+	relays     map[netip.AddrPort]*allocation // by relayed address
 	conns      map[*conn]bool
 	challenges rate
 	plain      rate
@@ -153,9 +166,13 @@ func New(cfg Config) *Server {
 		cfg.RelayAddr = func(local netip.Addr) (netip.Addr, bool) { return local, true }
 	}
 	if cfg.ListenRelay == nil {
-		cfg.ListenRelay = func(a netip.Addr) (*net.UDPConn, error) {
-			return net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+		cfg.ListenRelay = func(a netip.Addr) (*net.UDPConn, func(), error) {
+			c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
+			return c, func() { c.Close() }, err
 		}
+	}
+	if cfg.Shared == nil {
+		cfg.Shared = func([]byte, netip.AddrPort, netip.AddrPort) bool { return false }
 	}
 	if cfg.PeerAllowed == nil {
 		cfg.PeerAllowed = func(string, netip.AddrPort) bool { return false }
@@ -177,7 +194,7 @@ func New(cfg Config) *Server {
 	}
 	l := cfg.Limits
 	s := &Server{
-		cfg: cfg, allocs: map[tuple]*allocation{}, relays: map[netip.AddrPort]bool{},
+		cfg: cfg, allocs: map[tuple]*allocation{}, relays: map[netip.AddrPort]*allocation{},
 		conns:      map[*conn]bool{},
 		challenges: rate{perSecond: l.Challenges, sources: l.Sources},
 		plain:      rate{perSecond: l.Plain, sources: l.Sources},
@@ -247,8 +264,9 @@ func (s *Server) Stats() Stats {
 // Datagram takes one UDP datagram that arrived at local from remote. It
 // reports whether the datagram was STUN (first byte 0 to 3 and the magic
 // cookie) or ChannelData (64 to 79) of a 5-tuple with an allocation, as RFC
-// 9443 divides a shared port; if not, it may be another protocol's. It never
-// blocks and does not keep b.
+// 9443 divides a shared port, or ChannelData of RFC 5766 (64 to 127) in a
+// channel that is bound; if not, it may be another protocol's. It never blocks
+// and does not keep b.
 func (s *Server) Datagram(b []byte, local, remote netip.AddrPort) (handled bool) {
 	o := origin{tuple: tuple{local: unmap(local), remote: unmap(remote)}}
 	switch {
@@ -257,9 +275,9 @@ func (s *Server) Datagram(b []byte, local, remote netip.AddrPort) (handled bool)
 			s.cfg.Unproven(b, o.tuple.local, o.tuple.remote)
 		}
 		return true
-	case len(b) >= 4 && b[0] >= 64 && b[0] <= 79:
+	case len(b) >= 4 && b[0]>>6 == 1:
 		a := s.lookup(o.tuple)
-		if a == nil {
+		if a == nil || b[0] > 79 && !a.hasChannel(binary.BigEndian.Uint16(b)) {
 			return false
 		}
 		s.channelData(a, b)
@@ -268,42 +286,56 @@ func (s *Server) Datagram(b []byte, local, remote netip.AddrPort) (handled bool)
 	return false
 }
 
-// Prove says that a valid authenticated exchange was seen from this UDP
-// 5-tuple, with an answer that the far end could not have guessed. For the
-// next minute it may be answered with more bytes than it sent.
-func (s *Server) Prove(local, remote netip.AddrPort) {
-	now := s.cfg.Now()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.proofs.update(tuple{local: unmap(local), remote: unmap(remote)}, now, func(p *proof) { p.proven = true })
-}
-
 func (s *Server) lookup(t tuple) *allocation {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.allocs[t]
 }
 
-// peer judges one peer of one session. It is the only place that does.
-func (s *Server) peer(session string, p netip.AddrPort) (reason string, ok bool) {
+// peer judges one peer of one allocation. It is the only place that does.
+func (a *allocation) peer(p netip.AddrPort) (reason string, ok bool) {
+	s := a.s
+	if a.isEcho(p) {
+		return "", true // what goes there never leaves this process
+	}
 	reason, bad := s.cfg.Forbidden(p.Addr())
 	if bad && !(s.cfg.AllowPrivatePeers && liftable(reason)) {
 		return reason, false
 	}
-	if s.isRelay(p) {
-		return "a relayed address", false // two allocations in a loop
+	if session, relay := s.relayOf(p); relay {
+		// Two allocations of one session relay between each other: what arrives
+		// at one goes to the client alone, so nothing goes round by itself.
+		if session != a.session || p == a.relayed() {
+			return "a relayed address", false
+		}
+		return "", true
 	}
-	if !s.cfg.PeerAllowed(session, p) {
+	if !s.cfg.PeerAllowed(a.session, p) {
 		return "not a peer of the session", false
 	}
 	return "", true
 }
 
-// isRelay reports whether ap is the relayed address of an allocation here.
-func (s *Server) isRelay(ap netip.AddrPort) bool {
+// isEcho reports whether p is the peer inside the service.
+func (a *allocation) isEcho(p netip.AddrPort) bool {
+	return a.s.cfg.Echo != nil && p == netip.AddrPortFrom(a.addr, a.s.cfg.EchoPort)
+}
+
+// relayOf gives the session whose relayed address ap is.
+func (s *Server) relayOf(ap netip.AddrPort) (session string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.relays[ap]
+	a := s.relays[ap]
+	if a == nil {
+		return "", false
+	}
+	return a.session, true
+}
+
+// isRelay reports whether ap is the relayed address of an allocation here.
+func (s *Server) isRelay(ap netip.AddrPort) bool {
+	_, ok := s.relayOf(ap)
+	return ok
 }
 
 func unmap(ap netip.AddrPort) netip.AddrPort {

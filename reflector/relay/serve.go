@@ -40,7 +40,7 @@ func (s *Server) allocate(o origin, req *stun.Message, u user, a *allocation) (s
 		return stun.CodeBadRequest, "no requested transport"
 	case transport[0] != requestedUDP:
 		return stun.CodeUnsupportedTransProto, "requested transport is not udp"
-	case req.Contains(stun.AttrEvenPort) || req.Contains(stun.AttrReservationToken):
+	case reserves(req):
 		return stun.CodeInsufficientCapacity, "no port reservation"
 	}
 	if a == nil {
@@ -54,6 +54,7 @@ func (s *Server) allocate(o origin, req *stun.Message, u user, a *allocation) (s
 			s.cfg.Count("turn-quota")
 			return code, reason
 		}
+		a.even = req.Contains(stun.AttrEvenPort)
 		if err := a.start(); err != nil {
 			s.cfg.Count("turn-socket")
 			return stun.CodeInsufficientCapacity, "no relay socket"
@@ -64,6 +65,13 @@ func (s *Server) allocate(o origin, req *stun.Message, u user, a *allocation) (s
 		m.Add(stun.AttrLifetime, s.lifetime(req, false))
 	})
 	return 0, ""
+}
+
+// reserves reports whether a request wants a port beside its own kept for later
+// (RFC 8656 sections 18.6 and 18.7). An even port alone can be had.
+func reserves(req *stun.Message) bool {
+	v, err := req.Get(stun.AttrEvenPort)
+	return err == nil && (len(v) != 1 || v[0]&0x80 != 0) || req.Contains(stun.AttrReservationToken)
 }
 
 // relayAddr chooses the relay's address. REQUESTED-ADDRESS-FAMILY (RFC 8656
@@ -118,11 +126,12 @@ func (a *allocation) permit(req *stun.Message, u user) (stun.ErrorCode, string) 
 	return 0, ""
 }
 
-// bindChannel serves ChannelBind (RFC 8656 section 12.2) for the channels
-// 0x4000 to 0x4FFF, the only ones that fit a shared port.
+// bindChannel serves ChannelBind (RFC 8656 section 12.2) for the channels 0x4000
+// to 0x7FFF that RFC 5766 section 11 has. Those from 0x5000 on, which RFC 8656
+// leaves to others on a shared port, are told by their allocation.
 func (a *allocation) bindChannel(req *stun.Message, u user) (stun.ErrorCode, string) {
 	v, err := req.Get(stun.AttrChannelNumber)
-	if err != nil || len(v) != 4 || v[0]>>4 != 4 {
+	if err != nil || len(v) != 4 || v[0]>>6 != 1 {
 		return stun.CodeBadRequest, "no channel number"
 	}
 	peers, code, reason := a.peersOf(req)
@@ -161,7 +170,7 @@ func (a *allocation) peersOf(req *stun.Message) ([]netip.AddrPort, stun.ErrorCod
 		return nil, stun.CodeBadRequest, "no peer address"
 	}
 	for _, p := range peers {
-		if reason, ok := a.s.peer(a.session, p); !ok {
+		if reason, ok := a.peer(p); !ok {
 			a.s.cfg.Count("turn-peer")
 			return nil, stun.CodeForbidden, "peer " + p.String() + ": " + reason
 		}

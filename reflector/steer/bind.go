@@ -184,6 +184,7 @@ func newPortMap(set scenarios.PortSet) *portMap {
 }
 
 func (m *portMap) set(p uint16)      { m[p>>3] |= 1 << (p & 7) }
+func (m *portMap) clear(p uint16)    { m[p>>3] &^= 1 << (p & 7) }
 func (m *portMap) has(p uint16) bool { return m[p>>3]&(1<<(p&7)) != 0 }
 
 func (m *portMap) ports() scenarios.PortSet {

@@ -97,13 +97,12 @@ func (b *bpfSteer) attach() error {
 }
 
 func (b *bpfSteer) maps(addrs []netip.Addr, tcp, udp *portMap, socks []*socket) (err error) {
-	both := slices.Concat(tcp[:], udp[:])
-	b.ports, err = ebpf.NewMap(&ebpf.MapSpec{Name: "wp_ports", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(both)), MaxEntries: 1})
+	b.ports, err = ebpf.NewMap(&ebpf.MapSpec{Name: "wp_ports", Type: ebpf.Array, KeySize: 4, ValueSize: uint32(len(tcp) + len(udp)), MaxEntries: 1})
 	if err != nil {
 		return fmt.Errorf("map of ports: %w", err)
 	}
-	if err = b.ports.Put(uint32(0), both); err != nil {
-		return fmt.Errorf("map of ports: %w", err)
+	if err = b.write(tcp, udp); err != nil {
+		return err
 	}
 	b.socks, err = ebpf.NewMap(&ebpf.MapSpec{Name: "wp_socks", Type: ebpf.SockMap, KeySize: 4, ValueSize: 8, MaxEntries: 4})
 	if err != nil {
@@ -122,6 +121,14 @@ func (b *bpfSteer) maps(addrs []netip.Addr, tcp, udp *portMap, socks []*socket) 
 		if err = b.addrs.Put(a.As16(), uint8(1)); err != nil {
 			return fmt.Errorf("map of addresses: %w", err)
 		}
+	}
+	return nil
+}
+
+// write says anew which ports are steered.
+func (b *bpfSteer) write(tcp, udp *portMap) error {
+	if err := b.ports.Put(uint32(0), slices.Concat(tcp[:], udp[:])); err != nil {
+		return fmt.Errorf("map of ports: %w", err)
 	}
 	return nil
 }

@@ -37,6 +37,7 @@ type Set struct {
 	serving sync.WaitGroup
 	busy    bool
 	closed  bool
+	lent    map[uint16]int // UDP ports that others have for a while, and how many of them
 }
 
 // Listen binds every port of cfg, all or nothing: what cannot be bound is told

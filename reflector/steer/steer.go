@@ -47,8 +47,8 @@ type Config struct {
 
 	// Reserved are UDP ports that others will bind later, relays for
 	// instance: they are neither steered nor served. Under BPF a socket bound
-	// later to a steered port gets nothing unless it is connected; under
-	// TPROXY it gets what is its own.
+	// later to a steered port gets nothing unless it is connected or comes from
+	// [Set.Borrow]; under TPROXY it gets what is its own.
 	Reserved scenarios.PortSet
 
 	Mode         Mode
