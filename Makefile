@@ -14,6 +14,11 @@ ifneq ($(shell git rev-parse --is-inside-work-tree 2>/dev/null),true)
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
 endif
 
+# Programs that nobody here wrote, which the tests and the experiments hold the
+# protocols against, with their packages in Debian and Ubuntu.
+PEERS := curl openssl lftp sftp:openssh-client dig:bind9-dnsutils mysql:mariadb-client swaks \
+	turnserver:coturn turnutils_uclient:coturn squid:squid-openssl /usr/lib/squid/security_file_certgen:squid-openssl
+
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done
 
@@ -26,11 +31,12 @@ build: setup ## bin/wallprobe
 lab: build ## every application against the main firewalls, in a rootless lab
 	@scripts/lab-exec bin/wallprobe lab
 
-test: setup ## every check: format, vet, lint, vulnerabilities, tests with the lab, cross builds
+test: setup ## every check: format, vet, lint, vulnerabilities, tests with the lab and real peers, cross builds
+	@scripts/setup $(PEERS)
 	@scripts/test
 
-bench: build ## the figures beside their targets, and nmap where it does the same
-	@scripts/setup nmap
+bench: build ## the figures beside their targets, and nmap and iperf3 where they do the same
+	@scripts/setup nmap iperf3
 	go build -o bin/bench ./lab/bench
 	@scripts/lab-exec bin/bench -program bin/wallprobe
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
@@ -115,3 +116,10 @@ func (r *Result) Attach(where Where, l *wire.Ledger) {
 	}
 	r.Ledgers[where] = l
 }
+
+// noLedger is in the reason of a run whose probes all came to their end, but
+// whose reflector was not reached any more.
+const noLedger = "did not give its ledger"
+
+// LedgerLost tells whether nothing but a ledger is missing from the result.
+func (r *Result) LedgerLost() bool { return !r.Complete && strings.Contains(r.Why, noLedger) }

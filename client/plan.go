@@ -115,6 +115,10 @@ type planner struct {
 func (b *planner) add(p scenarios.Path, t scenarios.Transport) {
 	it := Item{Path: p, Transport: t}
 	speak, own := protocol.For(p.Protocol, t)
+	if surveyed := (Probe{Speak: speak, Ports: p.Ports, LocalPorts: p.LocalPorts}); surveyed.Sweeps() {
+		speak, _ = protocol.For("", t)
+		own = p.Protocol == "" // a range gets bare messages, whatever is spoken there
+	}
 	known := protocol.Named(speak)
 	switch {
 	case !own:

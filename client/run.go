@@ -244,7 +244,7 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 		l, err := r.settled(ctx, f)
 		r.mu.Lock()
 		if err != nil && f.base != "" {
-			r.res.Why = fmt.Sprintf("the reflector %s did not give its ledger: %s", f.addr, sentence(err))
+			r.res.Why = fmt.Sprintf("the reflector %s %s: %s", f.addr, noLedger, sentence(err))
 		}
 		if l != nil {
 			if r.res.Ledgers == nil {

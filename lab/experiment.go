@@ -2,16 +2,16 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
+	"errors"
 	"fmt"
 	"io/fs"
 	"path"
 	"slices"
-	"strings"
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -36,21 +36,37 @@ type Experiment struct {
 	Firewall string        `yaml:"firewall"` // or variants
 	Variants []Variant     `yaml:"variants"`
 	Expect   []Expectation `yaml:"expect"`
+	Apart    bool          `yaml:"apart"`  // run on the paths that are expected or shown alone
+	Bytes    int64         `yaml:"bytes"`  // that a transfer has by the document; 0 says nothing of it
 	Report   []string      `yaml:"report"` // outcomes to tell of beyond those expected
+	Tell     []string      `yaml:"tell"`   // paths of which to tell what was measured
 	Show     []string      `yaml:"show"`   // paths whose findings are the evidence
 	Beyond   string        `yaml:"beyond"` // what of the statement is not measured
 }
 
-// A Variant is the same experiment behind another reading of its rule.
+// A Variant is the same experiment behind another reading of its rule, or from
+// another end.
 type Variant struct {
-	Name     string `yaml:"name"`
-	Firewall string `yaml:"firewall"`
+	Name     string        `yaml:"name"`
+	Firewall string        `yaml:"firewall"`
+	Role     string        `yaml:"role"`   // empty is the book's
+	Quote    string        `yaml:"quote"`  // empty is the experiment's
+	Expect   []Expectation `yaml:"expect"` // none are the experiment's
 }
 
-// An Expectation is what a document says of an outcome.
+// An Expectation is what a document says, in one of three forms: of an outcome
+// ("works"), of a path or a part of one ("passes"), or of the delay on some
+// paths, compared with that behind another firewall.
 type Expectation struct {
 	Outcome string `yaml:"outcome"`
-	Works   bool   `yaml:"works"`
+	Works   *bool  `yaml:"works"`
+
+	Path   string `yaml:"path"`
+	Part   string `yaml:"part"` // a protocol's variant; empty is the whole path
+	Passes *bool  `yaml:"passes"`
+
+	Slower []string `yaml:"slower"` // paths
+	Than   string   `yaml:"than"`   // firewall
 }
 
 // A Dispute is two statements about one state that cannot both hold.
@@ -115,27 +131,21 @@ func (b *Book) check() error {
 			return err
 		}
 	}
-	known := func(list []Expectation) error {
-		for _, e := range list {
-			if !slices.ContainsFunc(s.Outcomes, func(o scenarios.Outcome) bool { return o.ID == e.Outcome }) {
-				return fmt.Errorf("scenario %s has no outcome %s", s.Name, e.Outcome)
+	for _, x := range b.Experiments {
+		for _, v := range x.All() {
+			if err := known(s, cmp.Or(v.Role, b.Role), x.Expected(v)); err != nil {
+				return fmt.Errorf("experiment %s: %w", x.ID, err)
 			}
 		}
-		return nil
-	}
-	for _, x := range b.Experiments {
-		if err := known(x.Expect); err != nil {
-			return fmt.Errorf("experiment %s: %w", x.ID, err)
-		}
-		for _, id := range x.Show {
-			if !slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool { return p.ID == id }) {
+		for _, id := range append(slices.Clone(x.Tell), x.Show...) {
+			if !hasPath(s, id) {
 				return fmt.Errorf("experiment %s: scenario %s has no path %s", x.ID, s.Name, id)
 			}
 		}
 	}
 	for _, d := range b.Disputes {
 		for _, side := range d.Sides {
-			if err := known(side.Expect); err != nil {
+			if err := known(s, b.Role, side.Expect); err != nil {
 				return fmt.Errorf("dispute %q: %w", d.Title, err)
 			}
 		}
@@ -143,11 +153,58 @@ func (b *Book) check() error {
 	return nil
 }
 
+func hasPath(s *scenarios.Scenario, id string) bool {
+	return slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool { return p.ID == id })
+}
+
+// known checks expectations against a scenario and the near end that measures.
+func known(s *scenarios.Scenario, role string, list []Expectation) error {
+	if !slices.Contains(s.NearRoles(), role) {
+		return fmt.Errorf("scenario %s has no near end %q", s.Name, role)
+	}
+	for _, e := range list {
+		if err := e.check(); err != nil {
+			return err
+		}
+		if e.Outcome != "" && !slices.ContainsFunc(s.Outcomes, func(o scenarios.Outcome) bool {
+			return o.ID == e.Outcome && slices.Contains(o.Roles, role)
+		}) {
+			return fmt.Errorf("scenario %s has no outcome %s for %s", s.Name, e.Outcome, role)
+		}
+		for _, id := range e.paths() {
+			if !slices.ContainsFunc(s.PathsFor(role), func(p scenarios.Path) bool { return p.ID == id }) {
+				return fmt.Errorf("scenario %s has no path %s from %s", s.Name, id, role)
+			}
+		}
+	}
+	return nil
+}
+
+// check refuses an expectation that is not of exactly one form.
+func (e Expectation) check() error {
+	outcome := e.Outcome != "" && e.Works != nil
+	path := e.Path != "" && e.Passes != nil
+	slower := len(e.Slower) > 0 && e.Than != ""
+	begun := []bool{e.Outcome != "" || e.Works != nil, e.Path != "" || e.Passes != nil || e.Part != "", len(e.Slower) > 0 || e.Than != ""}
+	if !slices.Equal(begun, []bool{outcome, path, slower}) || len(slices.DeleteFunc(begun, func(b bool) bool { return !b })) != 1 {
+		return errors.New("an expectation has an outcome and works, or a path and passes, or slower and than")
+	}
+	return nil
+}
+
+// paths are those that the expectation is about.
+func (e Expectation) paths() []string {
+	if e.Path != "" {
+		return []string{e.Path}
+	}
+	return e.Slower
+}
+
 func (b *Book) firewalls() []string {
 	var out []string
 	for _, x := range b.Experiments {
 		for _, v := range x.All() {
-			out = append(out, v.Firewall)
+			out = append(append(out, v.Firewall), x.Against(v)...)
 		}
 	}
 	for _, d := range b.Disputes {
@@ -164,6 +221,41 @@ func (x Experiment) All() []Variant {
 	return []Variant{{Firewall: x.Firewall}}
 }
 
+// Expected is what the document says of a variant.
+func (x Experiment) Expected(v Variant) []Expectation {
+	if len(v.Expect) > 0 {
+		return v.Expect
+	}
+	return x.Expect
+}
+
+// Alone are the paths of an experiment that is run on nothing else, lest other
+// paths be in the way, as of those about speed or size; none are all of them.
+func (x Experiment) Alone(v Variant) []string {
+	var out []string
+	for _, e := range x.Expected(v) {
+		if x.Apart || x.Bytes > 0 || len(e.Slower) > 0 {
+			out = append(out, e.paths()...)
+		}
+	}
+	if x.Apart {
+		out = append(out, x.Show...)
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// Against are the firewalls with which a variant's measurement is compared.
+func (x Experiment) Against(v Variant) []string {
+	var out []string
+	for _, e := range x.Expected(v) {
+		if e.Than != "" {
+			out = append(out, e.Than)
+		}
+	}
+	return out
+}
+
 // Match tells whether an id is meant by one of the patterns, as a shell would; no pattern means all.
 func Match(patterns []string, id string) (bool, error) {
 	for _, p := range patterns {
@@ -176,80 +268,4 @@ func Match(patterns []string, id string) (bool, error) {
 		}
 	}
 	return len(patterns) == 0, nil
-}
-
-// Compare holds what was measured against what the document says.
-func (x Experiment) Compare(r *client.Result) (s Status, measured, reason string) {
-	s, reason = compare(x.Expect, r)
-	var said []string
-	for _, e := range x.Expect {
-		said = append(said, tell(r, e.Outcome))
-	}
-	for _, id := range x.Report {
-		said = append(said, tell(r, id))
-	}
-	if x.Beyond != "" {
-		if reason != "" {
-			reason += "; "
-		}
-		reason += x.Beyond
-	}
-	return s, strings.Join(said, "; "), reason
-}
-
-// compare judges expectations against outcomes.
-func compare(list []Expectation, r *client.Result) (Status, string) {
-	if len(list) == 0 {
-		return Unmeasured, ""
-	}
-	status, why := Confirmed, []string(nil)
-	for _, e := range list {
-		o := outcomeOf(r, e.Outcome)
-		switch {
-		case !r.Complete:
-			return Unmeasured, "the run did not come to its end: " + r.Why
-		case o == nil:
-			return Unmeasured, "the scenario has no outcome " + e.Outcome
-		case o.Unknown:
-			return Unmeasured, o.Title + ": " + o.Why
-		case o.Works != e.Works:
-			status = Contradicted
-			why = append(why, strings.TrimSuffix(fmt.Sprintf("%s: %s", o.Title, o.Why), ": "))
-		}
-	}
-	return status, strings.Join(why, "; ")
-}
-
-func outcomeOf(r *client.Result, id string) *client.Outcome {
-	for i := range r.Outcomes {
-		if r.Outcomes[i].ID == id {
-			return &r.Outcomes[i]
-		}
-	}
-	return nil
-}
-
-// tell says how an outcome came out.
-func tell(r *client.Result, id string) string {
-	o := outcomeOf(r, id)
-	switch {
-	case o == nil:
-		return id + " was not measured"
-	case o.Works:
-		return fmt.Sprintf("%s works, by way of %s", o.Title, o.Via)
-	case o.Unknown:
-		return o.Title + " is unknown"
-	}
-	return o.Title + " fails"
-}
-
-// Supported gives the sides that the measurement supports.
-func (d Dispute) Supported(r *client.Result) []Side {
-	var out []Side
-	for _, s := range d.Sides {
-		if status, _ := compare(s.Expect, r); status == Confirmed {
-			out = append(out, s)
-		}
-	}
-	return out
 }

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -20,6 +21,10 @@ type Firewall struct {
 	Name string // "stateful", or the file's name without its folder
 	Path string // of the user's file; empty for a built-in firewall
 	Text []byte // what nft loads
+
+	// Boxes are those that the file asks for. World.Build does not start them;
+	// middlebox.Furnish does.
+	Boxes []Box
 }
 
 // A RulesError is what nft said about rules it would not load.
@@ -36,7 +41,7 @@ func (e *RulesError) Error() string {
 // in nft's own form.
 func OpenFirewall(nameOrFile string) (Firewall, error) {
 	if text, err := firewalls.ReadFile("firewalls/" + nameOrFile + ".nft"); err == nil {
-		return Firewall{Name: nameOrFile, Text: text}, nil
+		return withBoxes(Firewall{Name: nameOrFile, Text: text})
 	}
 	text, err := os.ReadFile(nameOrFile)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\.`) {
@@ -48,7 +53,17 @@ func OpenFirewall(nameOrFile string) (Firewall, error) {
 	if isDump(text) {
 		return Firewall{}, fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load; translate it with: iptables-restore-translate -f %[1]s", nameOrFile)
 	}
-	return Firewall{Name: filepath.Base(nameOrFile), Path: nameOrFile, Text: text}, nil
+	return withBoxes(Firewall{Name: filepath.Base(nameOrFile), Path: nameOrFile, Text: text})
+}
+
+// withBoxes reads the boxes that the text asks for.
+func withBoxes(f Firewall) (Firewall, error) {
+	var err error
+	if f.Boxes, err = parseBoxes(f.Text); err != nil {
+		file := cmp.Or(f.Path, f.Name)
+		return Firewall{}, fmt.Errorf("firewall %s:%s", file, strings.ReplaceAll(err.Error(), "\n", "\nfirewall "+file+":"))
+	}
+	return f, nil
 }
 
 // isDump tells whether the first line that is not a comment opens a table the

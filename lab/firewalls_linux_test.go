@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -24,11 +25,11 @@ type shot struct {
 // local port is 0, for any, with TCP.
 func shots() []shot {
 	var all []shot
-	edges := []uint16{53, 443, 1023, 1024, 3477, 3478, 3479, 12399, 12400, 12409, 12410, 32767, 32768, 40000, 40001, 59999, 60000, 65535}
+	edges := []uint16{53, 74, 75, 76, 443, 1023, 1024, 3477, 3478, 3479, 12399, 12400, 12409, 12410, 32767, 32768, 40000, 40001, 59999, 60000, 65535}
 	for i, p := range edges {
 		all = append(all, shot{UDP: true, Local: uint16(700 + i), Remote: p}, shot{UDP: true, Local: p, Remote: uint16(20 + i)})
 	}
-	for _, p := range []uint16{22, 80, 442, 443, 444, 3478, 5221, 5222, 5228, 5229, 40001} {
+	for _, p := range []uint16{19, 20, 21, 22, 23, 75, 80, 442, 443, 444, 465, 587, 993, 995, 1023, 1024, 3478, 5221, 5222, 5228, 5229, 8039, 8040, 8041, 8042, 8080, 40001} {
 		all = append(all, shot{Remote: p})
 	}
 	return append(all, shot{In: true, Remote: 8443}, shot{UDP: true, In: true, Local: 700, Remote: 5000})
@@ -47,8 +48,17 @@ var stopped = map[string]func(shot) bool{
 	"no-443":         func(s shot) bool { return s.In || !s.UDP && s.Remote == 443 },
 	"no-udp-replies": func(s shot) bool { return s.In },
 
-	"timesensor-table":            timesensorTable,
-	"timesensor-table-ftp-helper": timesensorTable,
+	"timesensor-table":            onlyTCP(timeSensor...),
+	"timesensor-table-ftp-helper": onlyTCP(timeSensor...),
+	"timesensor-table-high-ports": func(s shot) bool { return onlyTCP(timeSensor...)(s) && (s.In || s.UDP || s.Remote < 1024) },
+	"only-80":                     onlyTCP(80),
+	"only-8080":                   onlyTCP(8080),
+	"only-8040-8041":              onlyTCP(8040, 8041),
+	"no-mail":                     noTCP(465, 587, 993, 995),
+	"no-8040":                     noTCP(8040),
+	"no-8041":                     noTCP(8041),
+	"no-75":                       func(s shot) bool { return s.UDP && s.Remote == 75 },
+	"inspect-443":                 func(s shot) bool { return s.In },
 
 	"drop-udp-remote-60000":       remoteUDP(60000, 65535),
 	"drop-udp-remote-12400-12409": remoteUDP(12400, 12409),
@@ -64,9 +74,15 @@ var stopped = map[string]func(shot) bool{
 	"drop-udp-local-all":          localUDP(0, 65535),
 }
 
-// timesensorTable stops what that vendor's table of outbound ports does not list.
-func timesensorTable(s shot) bool {
-	return s.In || s.UDP || s.Remote != 22 && s.Remote != 80 && s.Remote != 443
+// timeSensor are the ports that its list for the classic installation has.
+var timeSensor = []uint16{80, 443, 8080, 20, 21, 22, 465, 587, 993, 995}
+
+func onlyTCP(ports ...uint16) func(shot) bool {
+	return func(s shot) bool { return s.In || s.UDP || !slices.Contains(ports, s.Remote) }
+}
+
+func noTCP(ports ...uint16) func(shot) bool {
+	return func(s shot) bool { return s.In || !s.UDP && slices.Contains(ports, s.Remote) }
 }
 
 func remoteUDP(low, high uint16) func(shot) bool {

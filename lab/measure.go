@@ -304,11 +304,14 @@ func (t *trial) stop() map[client.Where]*client.Journal {
 	return out
 }
 
-// join adds the ledgers that control could not fetch and judges again.
+// join adds the ledgers that control could not fetch and judges again. The
+// reflectors have ended in order here, so that a journal is as good as a ledger.
 func (t *trial) join(r *client.Result, journals map[client.Where]*client.Journal) {
 	for where, j := range journals {
 		if l, err := j.For(r); err == nil {
-			r.Attach(where, l)
+			if r.Attach(where, l); r.LedgerLost() && r.Ledgers[client.WhereFar] != nil {
+				r.Complete, r.Why = true, ""
+			}
 		}
 	}
 	for _, s := range t.m.Scenarios {

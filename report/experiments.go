@@ -20,9 +20,10 @@ type ExperimentRow struct {
 	ID       string   `json:"id"`                // catalogue id, for example "CRD-E6"
 	Variant  string   `json:"variant,omitempty"` // where the document leaves something open
 	Firewall string   `json:"firewall"`
-	Document string   `json:"document"` // what it says happens
-	Quote    string   `json:"quote"`    // the sentence, in the document's language
-	Source   string   `json:"source"`   // the document's file
+	Document string   `json:"document"`        // what it says happens
+	Quote    string   `json:"quote"`           // the sentence, in the document's language
+	Source   string   `json:"source"`          // the document's file
+	Bytes    int64    `json:"bytes,omitempty"` // of a transfer, each way
 	Measured string   `json:"measured"`
 	Status   string   `json:"status"`  // Confirmed, Contradicted or NotMeasured
 	Reason   string   `json:"reason"`  // the evidence against the document, or why it was not measured

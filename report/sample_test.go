@@ -67,6 +67,7 @@ func everyVerdict() []client.Finding {
 	impostor := tcp("TS-9", "licence", "80", "http", client.Impostor, `the connection was accepted, but not by the reflector: its ledger is empty: it begins "HTTP/1.1 302 Found\r\nLoca"`)
 	inward := tcp("SC-1", "web, at the server", "8040", "http", client.ReplyLost, "the reflector's call arrived here; the answer did not get back")
 	inward.Direction = scenarios.In
+	inward.Imitation = "the relay's protocol is not documented: its first bytes are those that a traffic study saw, the rest is wallprobe's own"
 	targets := tcp("GT-T1", "video, first range", "443", "https", client.Partial, "")
 	targets.Parts = []client.Part{
 		{Ports: set("443"), Target: "173.199.0.1", Verdict: client.Open, Why: "TLS 1.3", Attempts: tries(1, 1, 1)},

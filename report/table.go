@@ -244,3 +244,13 @@ func (t *Table) indented(out *bytes.Buffer, b below, widths []int) {
 	inner.Indent = max(t.Indent+gap, min(at, t.width()-need+gap))
 	out.Write(inner.render().Bytes())
 }
+
+// Bytes writes a size in the unit that leaves the fewest digits: "64 MiB".
+func Bytes(n int64) string {
+	units := []string{"bytes", "KiB", "MiB", "GiB"}
+	i := 0
+	for ; i < len(units)-1 && n >= 1024 && n%1024 == 0; i++ {
+		n /= 1024
+	}
+	return Group(n) + " " + units[i]
+}

@@ -110,6 +110,9 @@ func findings(r *client.Result, o Options) (*Table, string) {
 		if len(f.Parts) > 0 {
 			parts(t, f, o)
 		}
+		if o.Details && f.Imitation != "" {
+			t.under(below{column: colTitle, text: "imitation: " + f.Imitation})
+		}
 		if o.Details && f.Note != "" {
 			t.under(below{column: colTitle, text: "note: " + f.Note})
 		}
@@ -184,6 +187,9 @@ func evidence(f *client.Finding, ledger bool) string {
 	}
 	if s := standIn(f); s != "" {
 		said = append(said, s)
+	}
+	if f.Imitation != "" {
+		said = append(said, "imitation")
 	}
 	return join("; ", said...)
 }

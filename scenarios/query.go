@@ -33,13 +33,29 @@ func (s *Scenario) PathsFor(role string) []Path {
 	return out
 }
 
-// NearRoles returns the roles for which an outcome is asked, in the order of
-// their first appearance.
+// Only is the scenario with those of its paths alone that are named; without
+// names it is the scenario itself. Outcomes that need others cannot be told then.
+func (s *Scenario) Only(paths []string) *Scenario {
+	if len(paths) == 0 {
+		return s
+	}
+	only := *s
+	only.Paths = nil
+	for _, p := range s.Paths {
+		if slices.Contains(paths, p.ID) {
+			only.Paths = append(only.Paths, p)
+		}
+	}
+	return &only
+}
+
+// NearRoles returns the roles for which an outcome is asked and which have
+// paths, in the order of their first appearance.
 func (s *Scenario) NearRoles() []string {
 	var out []string
 	for _, o := range s.Outcomes {
 		for _, role := range o.Roles {
-			if !slices.Contains(out, role) {
+			if !slices.Contains(out, role) && len(s.PathsFor(role)) > 0 {
 				out = append(out, role)
 			}
 		}

@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -25,10 +27,12 @@ func experimentsCommand() *cli.Command {
 			"It is run, and its outcome is reported as confirmed, contradicted (with the evidence)\n" +
 			"or unmeasured (with the reason). Exit status 0 when all could be run, whatever they showed.",
 		Flags: []cli.Flag{
+			&cli.BoolFlag{Name: "large", Usage: "transfers of the size that the documents name, 1 GiB instead of 64 MiB: minutes more"},
 			&cli.StringSliceFlag{Name: "only", Usage: "those whose id matches `GLOB`, for example 'CRD-E[1-4]'; may be repeated"},
 			&cli.StringFlag{Name: "json", Usage: "write the rows as JSON to `FILE`, - for standard output"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
+			&cli.BoolFlag{Name: "details", Usage: "show the findings, what was a stand-in, and the documents' own sentences"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
 		},
 		Action: experiments,
@@ -65,7 +69,10 @@ func experiments(c *cli.Context) error {
 	}
 	line := progressLine(c)
 	defer line.Clear()
-	t := &trials{m: lab.Measurement{IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}, done: make(map[place]*trialResult)}
+	t := &trials{m: lab.Measurement{IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}, most: math.MaxInt64, done: make(map[place]*trialResult)}
+	if !c.Bool("large") {
+		t.most = usualBytes
+	}
 	t.run(c.Context, tasks, books, func(done, total int, doing string) {
 		line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, total, doing))
 	})
@@ -111,13 +118,44 @@ func choose(books []lab.Book, only []string) ([]task, error) {
 }
 
 // A place is where an experiment is run. Experiments in one place share its result.
-type place struct{ scenario, role, firewall string }
+type place struct {
+	scenario, role, firewall string
+	bytes                    int64
+	runs                     int    // so many are one result
+	alone                    string // the paths to which it is bound, with spaces between; empty is all
+}
 
-func (t task) place() place { return place{t.book.Scenario, t.book.Role, t.variant.Firewall} }
+// place is where a task is decided; bytes bounds its transfer.
+func (t task) place(most int64) place {
+	p := place{
+		scenario: t.book.Scenario, role: cmp.Or(t.variant.Role, t.book.Role), firewall: t.variant.Firewall,
+		bytes: min(t.x.Bytes, most), runs: 1, alone: strings.Join(t.x.Alone(t.variant), " "),
+	}
+	if len(t.x.Against(t.variant)) > 0 {
+		p.runs = delayRuns
+	}
+	return p
+}
+
+// delayRuns is how often delays are measured that are to be compared: one
+// round trip within a machine says more of the machine than of the way.
+const delayRuns = 5
+
+// against is the place behind another firewall with which a task is compared.
+func (t task) against(firewall string, most int64) place {
+	p := t.place(most)
+	p.firewall = firewall
+	return p
+}
+
+// usualBytes is how much of a document's transfer is carried unless all of it
+// is asked for.
+const usualBytes = 64 << 20
 
 // trials runs every place once.
 type trials struct {
 	m    lab.Measurement
+	most int64 // bytes of a transfer
 	mu   sync.Mutex
 	done map[place]*trialResult
 }
@@ -128,25 +166,36 @@ type trialResult struct {
 }
 
 func (t *trials) run(ctx context.Context, tasks []task, books []lab.Book, progress func(done, total int, doing string)) {
-	places := places(tasks, books)
+	places := places(tasks, books, t.most)
 	var wg sync.WaitGroup
+	try := func(p place) {
+		res, err := t.one(ctx, p)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.done[p] = &trialResult{res, err}
+		progress(len(t.done), len(places), p.firewall)
+	}
 	slots := make(chan struct{}, worlds)
 	for _, p := range places {
+		if p.alone != "" {
+			continue
+		}
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			res, err := t.one(ctx, p)
-			t.mu.Lock()
-			defer t.mu.Unlock()
-			t.done[p] = &trialResult{res, err}
-			progress(len(t.done), len(places), p.firewall)
+			try(p)
 		})
 	}
 	wg.Wait()
+	for _, p := range places { // what is about speed has the machine to itself
+		if p.alone != "" {
+			try(p)
+		}
+	}
 }
 
 // places lists where the tasks and the disputes about them are decided.
-func places(tasks []task, books []lab.Book) []place {
+func places(tasks []task, books []lab.Book, most int64) []place {
 	var out []place
 	add := func(p place) {
 		if !slices.Contains(out, p) {
@@ -154,16 +203,24 @@ func places(tasks []task, books []lab.Book) []place {
 		}
 	}
 	for _, t := range tasks {
-		add(t.place())
+		add(t.place(most))
+		for _, f := range t.x.Against(t.variant) {
+			add(t.against(f, most))
+		}
 	}
 	for i := range books {
 		for _, d := range books[i].Disputes {
 			if concerns(d, tasks) {
-				add(place{books[i].Scenario, books[i].Role, d.Firewall})
+				add(disputed(books[i], d))
 			}
 		}
 	}
 	return out
+}
+
+// disputed is the place where a dispute is decided.
+func disputed(b lab.Book, d lab.Dispute) place {
+	return place{scenario: b.Scenario, role: b.Role, firewall: d.Firewall, runs: 1}
 }
 
 // concerns tells whether a dispute is about any of the tasks.
@@ -181,27 +238,60 @@ func (t *trials) one(ctx context.Context, p place) (*client.Result, error) {
 		return nil, err
 	}
 	m := t.m
-	m.Scenarios = []*scenarios.Scenario{s}
-	m.Roles = func(*scenarios.Scenario) []string { return []string{p.role} }
-	results, err := measureOne(ctx, f, m)
-	if err != nil || len(results) == 0 {
-		return nil, err
+	only := strings.Fields(p.alone)
+	m.Scenarios = []*scenarios.Scenario{s.Only(only)}
+	for _, id := range only {
+		m.Client = append(slices.Clone(m.Client), "--path", id)
 	}
-	return results[0], nil
+	m.Roles = func(*scenarios.Scenario) []string { return []string{p.role} }
+	if p.bytes > 0 {
+		m.Client = append(slices.Clone(m.Client), "--bytes", fmt.Sprint(p.bytes))
+	}
+	var all *client.Result
+	for range p.runs {
+		results, err := measureOne(ctx, f, m)
+		if err != nil || len(results) == 0 {
+			return nil, err
+		}
+		all = together(all, results[0])
+	}
+	return all, nil
+}
+
+// together adds what the near end saw in a further run of the same. A run that
+// is not complete stays alone.
+func together(all, r *client.Result) *client.Result {
+	if all == nil || !r.Complete {
+		return r
+	}
+	for i := range min(len(all.Findings), len(r.Findings)) {
+		near := &all.Findings[i].Evidence.Near
+		*near = append(*near, r.Findings[i].Evidence.Near...)
+	}
+	all.Seconds += r.Seconds
+	return all
 }
 
 func (t *trials) rows(tasks []task) []report.ExperimentRow {
 	var rows []report.ExperimentRow
 	for _, k := range tasks {
 		row := report.ExperimentRow{ID: k.x.ID, Variant: k.variant.Name, Firewall: k.variant.Firewall,
-			Document: k.x.Document, Quote: k.x.Quote, Source: k.x.Source}
-		got := t.done[k.place()]
+			Document: k.x.Document, Quote: cmp.Or(k.variant.Quote, k.x.Quote), Source: k.x.Source, Bytes: k.place(t.most).bytes}
+		got := t.done[k.place(t.most)]
 		if got.res == nil {
 			row.Status, row.Measured, row.Reason = string(lab.Unmeasured), "nothing", fmt.Sprint(got.err)
 			rows = append(rows, row)
 			continue
 		}
-		status, measured, reason := k.x.Compare(got.res)
+		status, measured, reason := k.x.Compare(k.variant, got.res, func(firewall string) *client.Result {
+			if other := t.done[k.against(firewall, t.most)]; other != nil {
+				return other.res
+			}
+			return nil
+		})
+		if row.Bytes > 0 {
+			measured += "; " + transfer(row.Bytes, k.x.Bytes)
+		}
 		row.Status, row.Measured, row.Reason, row.Seconds = string(status), measured, reason, got.res.Seconds
 		row.Findings = evidence(got.res, k.x.Show)
 		rows = append(rows, row)
@@ -209,12 +299,24 @@ func (t *trials) rows(tasks []task) []report.ExperimentRow {
 	return rows
 }
 
+// transfer says how much was carried of what a document names.
+func transfer(carried, named int64) string {
+	if carried < named {
+		return fmt.Sprintf("tried with %s, not with %s (--large)", report.Bytes(carried), report.Bytes(named))
+	}
+	return "tried with " + report.Bytes(carried)
+}
+
 // evidence are the findings on some paths, a line each.
 func evidence(r *client.Result, paths []string) []string {
 	var out []string
 	for i := range r.Findings {
 		if f := &r.Findings[i]; slices.Contains(paths, f.Path) {
-			out = append(out, fmt.Sprintf("%s %s", f.Path, f.Sentence()))
+			line := fmt.Sprintf("%s %s", f.Path, f.Sentence())
+			if f.Why != "" && len(f.Parts) == 0 {
+				line += ": " + f.Why
+			}
+			out = append(out, line)
 		}
 	}
 	return out
@@ -228,7 +330,7 @@ func (t *trials) disputes(tasks []task, books []lab.Book) []string {
 			if !concerns(d, tasks) {
 				continue
 			}
-			got := t.done[place{books[i].Scenario, books[i].Role, d.Firewall}]
+			got := t.done[disputed(books[i], d)]
 			if got.res == nil {
 				continue
 			}
@@ -253,7 +355,7 @@ func (t *trials) disputes(tasks []task, books []lab.Book) []string {
 // status is not good only where something could not be run.
 func (t *trials) status(tasks []task) error {
 	for _, k := range tasks {
-		got := t.done[k.place()]
+		got := t.done[k.place(t.most)]
 		switch {
 		case got.res == nil:
 			return &exitError{exitInconclusive, fmt.Sprintf("%s behind %s could not be measured: %v", k.x.ID, k.variant.Firewall, got.err)}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -28,16 +30,28 @@ func labCommand() *cli.Command {
 			"Exit status: 0 what people want works, 1 something does not, 2 wrong usage or rules\n" +
 			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n\n" +
 			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or an nft file of your own, "+
-				"whose interfaces are lan0 (inside) and wan0 (outside).", 88),
+				"whose interfaces are lan0 (inside) and wan0 (outside).", 88) + "\n\n" +
+			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
-			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments)"},
+			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, append(longFlags(), outputFlags()...)...),
 		Action:      labAction,
 		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
 	}
+}
+
+// boxHelp lists the boxes that a firewall's file can ask for.
+func boxHelp() string {
+	var b strings.Builder
+	for _, kind := range slices.Sorted(maps.Keys(lab.BoxKinds)) {
+		line := fmt.Sprintf("# wallprobe: %-9s 443/tcp   ", kind)
+		text := wrap(lab.BoxKinds[kind], 88-2-len(line))
+		fmt.Fprintf(&b, "  %s%s\n", line, strings.ReplaceAll(text, "\n", "\n"+strings.Repeat(" ", 2+len(line))))
+	}
+	return strings.TrimSuffix(b.String(), "\n")
 }
 
 // wrap breaks a text into lines of at most width bytes.
@@ -65,6 +79,9 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if list, err = confined(list, c.StringSlice("path")); err != nil {
+		return err
+	}
 	named := c.StringSlice("firewall")
 	if len(named) == 0 {
 		named = lab.Main()
@@ -74,7 +91,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
-	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present()); err != nil {
+	// Nobody knows at whose site a user's own firewall stands.
+	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
+	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
 		return err
 	}
 	if err := checkTimeout(m.Timeout); err != nil {
@@ -82,6 +101,9 @@ func labAction(c *cli.Context) error {
 	}
 	if _, err := longConfig(c); err != nil {
 		return err
+	}
+	for _, id := range c.StringSlice("path") {
+		m.Client = append(m.Client, "--path", id)
 	}
 	for _, name := range []string{"bytes", "idle"} {
 		if c.String(name) != "" {
@@ -225,15 +247,23 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) ([]*clie
 		return nil, labError(err)
 	}
 	defer w.Close()
+	stop, err := middlebox.Furnish(ctx, w, f)
+	if err != nil {
+		return nil, labError(err)
+	}
 	results, err := w.Measure(ctx, m)
-	if err != nil && ctx.Err() == nil {
+	if err = errors.Join(err, stop()); err != nil && ctx.Err() == nil {
 		err = &exitError{exitInconclusive, err.Error()}
 	}
 	return results, err
 }
 
-// labError: rules that nft refuses are unreadable input.
+// labError: rules that nft refuses are unreadable input. What is missing here
+// says nothing about them.
 func labError(err error) error {
+	if _, ok := errors.AsType[*middlebox.MissingError](err); ok {
+		return &exitError{exitInconclusive, err.Error()}
+	}
 	return &exitError{exitUsage, err.Error()}
 }
 
@@ -279,6 +309,11 @@ func execAction(c *cli.Context) error {
 	if w.Host(c.String("host")) == nil {
 		return usage("--host %s: there are host, lan2, firewall, server and other", c.String("host"))
 	}
+	unfurnish, err := middlebox.Furnish(c.Context, w, firewalls[0])
+	if err != nil {
+		return labError(err)
+	}
+	defer unfurnish()
 	if !c.Bool("bare") {
 		stop, err := w.StartReflector(c.Context, lab.Measurement{Scenarios: list})
 		if err != nil {

@@ -11,14 +11,42 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// longFlags are of what takes its time and is off unless asked for.
+// longFlags are of what takes its time and is off unless asked for, and of how
+// to confine it.
 func longFlags() []cli.Flag {
 	return []cli.Flag{
+		&cli.StringSliceFlag{Name: "path", Usage: "measure only the path with this `ID`; may be repeated"},
 		&cli.StringFlag{Name: "bytes", Usage: "carry `SIZE` each way over the paths that move files (FTP, SFTP, HTTP, HTTPS), such as 1GiB: rate, pauses and the byte at which a path is cut; takes SIZE over the line's rate, for each of them"},
 		&cli.StringFlag{Name: "idle", Usage: "find out after how much silence flows die, beginning with `TIMES` such as 50s,5m,30m: takes the longest of them, and up to three times the shortest that is not survived"},
 	}
+}
+
+// confined gives the scenarios with the named paths alone; those that have none
+// of them are left out.
+func confined(list []*scenarios.Scenario, paths []string) ([]*scenarios.Scenario, error) {
+	if len(paths) == 0 {
+		return list, nil
+	}
+	var out []*scenarios.Scenario
+	known := make(map[string]bool)
+	for _, s := range list {
+		only := s.Only(paths)
+		for _, p := range only.Paths {
+			known[p.ID] = true
+		}
+		if len(only.Paths) > 0 {
+			out = append(out, only)
+		}
+	}
+	for _, id := range paths {
+		if !known[id] {
+			return nil, usage("--path %s: no such path; wallprobe scenario show NAME lists them", id)
+		}
+	}
+	return out, nil
 }
 
 // long is what longFlags ask for.

@@ -63,6 +63,9 @@ func runAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	if list, err = confined(list, c.StringSlice("path")); err != nil {
+		return err
+	}
 	cfg, err := runConfig(c)
 	if err != nil {
 		return err

@@ -33,7 +33,11 @@ func scenarioCommand() *cli.Command {
 			{Name: "show", Usage: "one scenario: roles, paths, outcomes and contradictions", ArgsUsage: "NAME|FILE",
 				Description: "A direction is seen from the site that owns the firewall: out, in, lan (within the\n" +
 					"site), loop (within one machine), p2p (both ends send). What a document does not say\n" +
-					"itself is marked inferred or external.",
+					"itself is marked inferred or external.\n\n" +
+					"The last column says how real it is what goes over the wire, and a line below it what\n" +
+					"that is: real (the protocol itself), imitation (as far as it is known), stand-in\n" +
+					"(something else in its place), own (wallprobe's own message, as no protocol is\n" +
+					"documented), unmeasured (nothing).",
 				Flags:  []cli.Flag{&cli.BoolFlag{Name: "quotes", Usage: "with the sentences of the documents, in their language"}},
 				Action: scenarioShow},
 			{Name: "check", Usage: "every mistake in scenario files", ArgsUsage: "FILE...", Action: scenarioCheck,
@@ -226,11 +230,16 @@ func (d *display) roles() *report.Table {
 }
 
 func (d *display) paths() *report.Table {
-	t := d.table(0, 3, 0, 2, 0, 2, 2)
+	t := d.table(0, 1, 0, 0, 0, 0, 0)
 	for _, p := range d.s.Paths {
-		t.Row(p.ID, p.Title, string(p.Direction), portsOf(p), p.Protocol, needOf(p), basisOf(p))
-		t.Note(1, strings.Join(p.From, ", ")+" -> "+strings.Join(p.To, ", "))
-		for _, n := range notesOf(p) {
+		kind, wires := wiresOf(p)
+		t.Row(p.ID, p.Title, string(p.Direction), portsOf(p), p.Protocol, needOf(p), kind)
+		from := strings.Join(p.From, ", ") + " -> " + strings.Join(p.To, ", ")
+		if b := basisOf(p); b != "" {
+			from += "; " + b
+		}
+		t.Note(1, from)
+		for _, n := range append(notesOf(p), wires...) {
 			t.Note(1, n)
 		}
 		d.quote(t, p.Source, p.Quote)
@@ -307,7 +316,7 @@ func needOf(p scenarios.Path) string {
 	case scenarios.Optional:
 		return "optional"
 	case scenarios.Conditional:
-		return "required for " + p.When
+		return "conditional"
 	case scenarios.Fallback:
 		return fmt.Sprintf("fallback %d", p.Order)
 	case scenarios.Negative:
@@ -338,6 +347,7 @@ func notesOf(p scenarios.Path) []string {
 	for _, a := range p.Addresses {
 		ranges = append(ranges, a.String())
 	}
+	add(p.When != "", "required when %s", p.When)
 	add(len(p.Names) > 0, "names: %s", strings.Join(p.Names, ", "))
 	add(len(ranges) > 0, "addresses: %s", strings.Join(ranges, ", "))
 	add(p.Pick == scenarios.PickAny, "one open port is enough")

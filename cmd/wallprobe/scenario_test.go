@@ -43,7 +43,7 @@ roles:
   - {name: pc, title: a computer, site: office}
   - {name: far, title: a server, site: internet}
 paths:
-  - {id: O-1, title: web, from: [pc], to: [far], direction: out, transport: [tcp, udp], ports: 443, protocol: https,
+  - {id: O-1, title: web, from: [pc], to: [far], direction: out, transport: [tcp, udp], ports: 443, protocol: sooner,
      names: [a.example.com], need: req, source: D9, quote: 通信, inferred: [transport], bytes: 20000}
   - {id: O-2, title: media, from: [pc], to: [far], direction: out, transport: [udp], ports: 40000, localPorts: 5000-5100,
      need: cond, when: video, pick: one, basis: external, maxLoss: 0.05, addresses: [192.0.2.0/24]}
@@ -63,17 +63,22 @@ Roles
   far  a server    at internet
 
 Paths
-  O-1  web         out  443/tcp+udp                 https  required            inferred: transport
-       pc -> far
+  O-1  web         out  443/tcp+udp                 sooner  required          stand-in
+       pc -> far; inferred: transport
        names: a.example.com
        carries 20,000 bytes each way
+       tcp wire: in place of sooner: wallprobe's own message and data phase over TCP
+       udp wire: in place of sooner: wallprobe's own message in datagrams, small ones and one of the
+       size that the application sends, answered by one no longer
        D9: “通信”
-  O-2  media       out  own 5000-5100/udp to 40000         required for video  external
-       pc -> far
+  O-2  media       out  own 5000-5100/udp to 40000          conditional       own
+       pc -> far; external
+       required when video
        addresses: 192.0.2.0/24
        each session draws one port at random
        may lose 5 % of the datagrams
-  O-3  nothing in  in                                      need not be open
+       wire: a bare message of wallprobe's own to every port of the range
+  O-3  nothing in  in                                       need not be open  unmeasured
        far -> pc
        unmeasured: no port is named
 

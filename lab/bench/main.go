@@ -68,7 +68,7 @@ type bench struct {
 }
 
 func (b *bench) all(ctx context.Context) error {
-	for _, part := range []func(context.Context) error{b.labRuns, b.reflector, b.udpSweep, b.tcpSweep} {
+	for _, part := range []func(context.Context) error{b.labRuns, b.allScenarios, b.rates, b.reflector, b.udpSweep, b.tcpSweep} {
 		if err := part(ctx); err != nil {
 			return err
 		}
@@ -120,9 +120,14 @@ func (b *bench) labRuns(ctx context.Context) error {
 		{"lab run, everything dropped, screenconnect", "1 s timeout + 0.5 s", "screenconnect", file.Name()},
 		{"lab run, everything dropped, chrome-remote-desktop", "1 s timeout + 0.5 s", "chrome-remote-desktop", file.Name()},
 	} {
+		s, err := scenarios.Load(row.scenario)
+		if err != nil {
+			return err
+		}
+		role := s.NearRoles()[0]
 		d, err := b.median(func() (time.Duration, error) {
 			began := time.Now()
-			cmd := exec.CommandContext(ctx, b.program, "lab", row.scenario, "--firewall", row.firewall)
+			cmd := exec.CommandContext(ctx, b.program, "lab", row.scenario, "--as", role, "--firewall", row.firewall)
 			out, err := cmd.CombinedOutput()
 			if exit, ok := err.(*exec.ExitError); ok && exit.ExitCode() != 2 {
 				err = nil
@@ -211,6 +216,11 @@ paths:
 outcomes:
   - {id: o, title: range, roles: [near], ways: [{title: range, paths: [R]}]}
 `, transport, transport, ports)
+	return written(text)
+}
+
+// written is a scenario in a file of its own, which the returned function removes.
+func written(text string) (*scenarios.Scenario, func(), error) {
 	f, err := os.CreateTemp("", "bench-*.yaml")
 	if err != nil {
 		return nil, nil, err

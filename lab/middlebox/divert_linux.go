@@ -46,6 +46,23 @@ func divert(h *lab.Host, transport, from, ports string, local int) (*diversion, 
 	return d, nil
 }
 
+// divertReturns sends packets that belong to connections which a box made from
+// other hosts' addresses to the box. number tells several boxes apart.
+func divertReturns(h *lab.Host, number int) (*diversion, error) {
+	d := &diversion{host: h, table: fmt.Sprintf("middlebox_returns_%d", number)}
+	rules := fmt.Sprintf(`table inet %s {
+	chain prerouting {
+		type filter hook prerouting priority mangle - 1; policy accept;
+		meta l4proto tcp socket transparent 1 socket wildcard 0 counter meta mark set %d accept
+	}
+}
+`, d.table, diverted)
+	if _, err := h.NFT(context.Background(), []byte(rules), "-f", "-"); err != nil {
+		return nil, fmt.Errorf("divert returning packets: %w", err)
+	}
+	return d, nil
+}
+
 // end lets the flows pass by again. The table is gone already if other rules
 // were loaded meanwhile.
 func (d *diversion) end() error {
