@@ -310,11 +310,7 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 	}
 	res := protocol.On(p.Speak, scenarios.UDP).Probe(ctx, c, r.exchange(p, port))
 	o.stream(res)
-	switch {
-	case o.Fault == protocol.FaultForeign, o.Fault == protocol.FaultAltered:
-		o.Invalid = max(o.Invalid, 1)
-	case o.Fault == "" || o.Answered > 0:
-	case isErrno(res.Err):
+	if o.Fault != "" && o.Answered == 0 && isErrno(res.Err) {
 		o.fault(survey.Explain(c, res.Err))
 	}
 	return o

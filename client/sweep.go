@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/wallprobe/wallprobe/client/survey"
@@ -73,6 +74,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 			answers[a.Port] = a
 		}
 	}
+	r.lookAgain(ctx, answers, ask)
 	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
 		o.ByLocal = byLocal
 		if byLocal {
@@ -86,6 +88,37 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 			o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, ""
 		}
 	})
+}
+
+// lookAgain tries own ports that something else on this machine held, such as
+// another probe of this run, until the timeout is over.
+func (r *runner) lookAgain(ctx context.Context, answers map[uint16]survey.Answer, ask surveyor) {
+	tick := time.NewTicker(r.cfg.Timeout / 5)
+	defer tick.Stop()
+	for range 5 {
+		var held []uint16
+		for port, a := range answers {
+			if a.Fault == survey.Other && errors.Is(a.Err, syscall.EADDRINUSE) {
+				held = append(held, port)
+			}
+		}
+		if len(held) == 0 {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+		slices.Sort(held)
+		var ports scenarios.PortSet
+		for _, port := range held {
+			ports = appendPort(ports, port)
+		}
+		for _, a := range ask(ctx, ports, func(int) {}) {
+			answers[a.Port] = a
+		}
+	}
 }
 
 // A sweep may lose packets by its own haste: where no answer comes back nothing

@@ -113,9 +113,9 @@ func iceRows() []row {
 			all(fact{Verdict: client.Open, Near: "done", Why: "relayed by "}, "TURN-UDP"), won("host "),
 			all(fact{Verdict: client.Open, Ports: "open"}, "RANGE"))},
 		{name: "ICE, direct alone", rules: firewall(noRelay), want: won("host ")},
-		{name: "ICE, relayed over UDP", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-TCP", "TURN-TLS")), want: won("relay over UDP 3480 ↔ host ")},
-		{name: "ICE, relayed over TCP", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-UDP", "TURN-TLS")), want: won("relay over TCP 3480 ↔ host ")},
-		{name: "ICE, relayed over TLS", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-UDP", "TURN-TCP")), want: won("relay over TLS 5349 ↔ host ")},
+		{name: "ICE, relayed over UDP", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-TCP", "TURN-TLS")), want: won("relay over UDP 3480 ↔ ")},
+		{name: "ICE, relayed over TCP", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-UDP", "TURN-TLS")), want: won("relay over TCP 3480 ↔ ")},
+		{name: "ICE, relayed over TLS", rules: firewall(sessionPorts + turnOut("", "drop", "TURN-UDP", "TURN-TCP")), want: won("relay over TLS 5349 ↔ ")},
 		{name: "ICE, behind a translator", rules: firewall("") + translator, want: won("host ")},
 		{name: "ICE, answers alone dropped", rules: firewall(sessionAnswers + noRelay), want: all(fact{
 			Verdict: client.ReplyLost, Near: "ice checks timeout", Why: "checks reached the reflector's agent, its answers did not arrive: host in-progress"}, "ICE")},

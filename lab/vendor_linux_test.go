@@ -63,7 +63,7 @@ func vendorRows(t *testing.T) []row {
 			want: all(fact{Verdict: client.Open, Near: "done", Attempts: "24/24/24", Why: ", 0 out of order there and 2 back"}, "MEDIA")},
 		{name: "media rewritten", rules: firewall(""), boxes: func(s *scene) {
 			s.serve(middlebox.UDP{Ports: "1853", Rewrites: []middlebox.Rewrite{{From: middlebox.Server, At: 90}}}.Open(s.firewall()))
-		}, want: all(fact{Verdict: client.Altered, Why: "the reflector's answer arrived changed", Near: "token foreign"}, "MEDIA")},
+		}, want: all(fact{Verdict: client.Altered, Why: "what came is another answer", Near: "token foreign"}, "MEDIA")},
 		{name: "TLS of the database taken away", rules: firewall(""), boxes: between("3306", nil, withoutTLS),
 			want: join(all(fact{Verdict: client.Altered, Why: `was sent, "greeting 8.0.36-wallprobe tls false`, Near: "starttls altered", Far: "token eof"}, "MYSQL"),
 				all(fact{Verdict: client.Open}, "MCS", "SC"))},
