@@ -167,6 +167,11 @@ func (h *httpConn) Read(b []byte) (int, error) {
 }
 
 func (h *httpConn) Write(b []byte) (int, error) {
+	select {
+	case <-h.closed:
+		return 0, net.ErrClosed
+	default:
+	}
 	n, err := h.Conn.Write(b)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -174,12 +179,13 @@ func (h *httpConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Close ends all reads and writes. Whoever made the connection closes it: at the
+// Close ends all reads, and lets no further write begin: one that was broken off
+// would leave TLS unable to say goodbye. Whoever made the connection closes it: at the
 // far end after its event was kept, so that a near end which waits for that can
 // ask for the ledger.
 func (h *httpConn) Close() error {
 	h.once.Do(func() { close(h.closed) })
-	return h.Conn.SetDeadline(past)
+	return h.Conn.SetReadDeadline(past)
 }
 
 // leave waits for the far end to close the connection after all was done.

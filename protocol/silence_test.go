@@ -250,3 +250,24 @@ func TestSilenceBrokenOffByTheFarEndItselfIsNotSurvived(t *testing.T) {
 		}
 	})
 }
+
+// Where both ends answer at once, no time passes: an end that waits for what
+// never comes would show here.
+func TestNoProtocolWaitsForNothing(t *testing.T) {
+	for _, p := range every(t) {
+		t.Run(p.String(), func(t *testing.T) {
+			for range 20 {
+				synctest.Test(t, func(t *testing.T) {
+					f := newFar()
+					x := f.exchange()
+					x.Bytes = 16 << 10
+					began := time.Now()
+					res, _, _ := play(t, memory, p, f, x, box{})
+					if d := time.Since(began); d != 0 || res.Stage != StageDone {
+						t.Errorf("%v for %+v", d, res)
+					}
+				})
+			}
+		})
+	}
+}
