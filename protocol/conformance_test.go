@@ -207,14 +207,6 @@ func TestProtocolOfAScenarioIsSpokenOrStoodInFor(t *testing.T) {
 	}
 }
 
-func TestStandInsExistAndAreNotNeededBesideTheProtocolItself(t *testing.T) {
-	for _, name := range slices.Sorted(maps.Keys(standIns)) {
-		if protocols[standIns[name]] == nil || protocols[name] != nil {
-			t.Errorf("%s is stood in for by %s", name, standIns[name])
-		}
-	}
-}
-
 // A proxy that ends TLS and makes its own passes every byte on, and is seen
 // because each end's view of the handshake is another.
 func TestInterceptedTLSShowsAsTwoHandshakes(t *testing.T) {

@@ -147,10 +147,6 @@ const (
 	ICE      = "ice-session" // a whole ICE session; its path's ports are those of the far agent
 )
 
-// standIns names what is spoken for protocols that have no implementation of
-// their own yet, where the plain exchange would look wrong on the wire.
-var standIns = map[string]string{}
-
 // For finds what to speak for a scenario's protocol name. own tells that it is
 // the protocol itself and not a stand-in for it.
 func For(name string, t scenarios.Transport) (spoken string, own bool) {
@@ -163,9 +159,6 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 	}
 	if t == scenarios.UDP {
 		return Datagram, name == ""
-	}
-	if s := standIns[name]; s != "" {
-		return s, false
 	}
 	return "plain", name == ""
 }
@@ -197,12 +190,24 @@ func On(name string, t scenarios.Transport) *Ends {
 // Claim finds the protocol whose stream begins with what peek shows, nil when
 // it is none.
 func Claim(peek Peek, inTLS bool) *Protocol {
-	for _, name := range slices.Sorted(maps.Keys(protocols)) {
-		if p := protocols[name]; p.Claims != nil && p.TCP != nil && p.Claims(peek, inTLS) {
+	for _, p := range claimants {
+		if p.Claims(peek, inTLS) {
 			return p
 		}
 	}
 	return nil
+}
+
+// claimants are the protocols that Claim asks, the plain one first: sweeps ask
+// tens of thousands of ports in it.
+var claimants []*Protocol
+
+func init() {
+	for _, name := range append([]string{"plain"}, Names()...) {
+		if p := protocols[name]; p.Claims != nil && p.TCP != nil && !slices.Contains(claimants, p) {
+			claimants = append(claimants, p)
+		}
+	}
 }
 
 // A Port is where the far end must know beforehand what is spoken.
