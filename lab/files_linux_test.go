@@ -258,7 +258,7 @@ func (b *fileBench) theirs(s fileScene, family string) {
 	b.Helper()
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
 	curl := []string{"curl", "-sS", "--connect-timeout", "2", "--max-time", "3"}
-	lftp := "set net:timeout 1; set net:max-retries 1; set net:reconnect-interval-base 1; set ftp:prefer-epsv %t; set ftp:passive-mode %t; set xfer:clobber on; "
+	lftp := "set ftp:ssl-allow no; set net:timeout 1; set net:max-retries 1; set net:reconnect-interval-base 1; set ftp:prefer-epsv %t; set ftp:passive-mode %t; set xfer:clobber on; "
 	var wg sync.WaitGroup
 	try := func(mode string, argv []string) {
 		want := s.want[mode] == "open"
@@ -331,8 +331,9 @@ func TestRealClientsListStoreAndFetch(t *testing.T) {
 		return append([]string{"curl", "-sS", "--max-time", "5", "--user", token + ":x"}, args...)
 	}
 	lftp := func(commands string) []string {
-		return []string{"lftp", "-c", "set net:max-retries 1; set net:timeout 3; set xfer:clobber on; open -u " + token + ",x " + url + "; " + commands}
+		return []string{"lftp", "-c", "set ftp:ssl-allow no; set net:max-retries 1; set net:timeout 3; set xfer:clobber on; open -u " + token + ",x " + url + "; " + commands}
 	}
+	const secure = "set ftp:ssl-allow yes; set ftp:ssl-force yes; set ftp:ssl-protect-data yes; set ssl:verify-certificate no; "
 	sftp := func(batch string) []string {
 		return []string{"sh", "-c", "printf '" + batch + "' | sftp -q -b - -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null " + token + "@" + b.server.String()}
 	}
@@ -360,6 +361,17 @@ func TestRealClientsListStoreAndFetch(t *testing.T) {
 		{lftp("put 69999.bin"), false, "550 byte 0: ", ""},
 		{lftp("set ftp:passive-mode off; get 70000.bin -o lftp.got"), true, "", "lftp.got"},
 		{lftp("pget -n 3 70000.bin -o pget.got"), true, "", "pget.got"},
+		{curl("--ssl-reqd", "--insecure", "-o", "curls.got", url+"/70000.bin"), true, "", "curls.got"},
+		{curl("--ssl-reqd", "--insecure", "-T", "70000.bin", url+"/"), true, "", ""},
+		{curl("--ssl-reqd", "--insecure", "-T", "69999.bin", url+"/"), false, "", ""},
+		{curl("--ssl-reqd", "--insecure", "--ftp-ssl-control", "-o", "curlc.got", url+"/70000.bin"), true, "", "curlc.got"},
+		{curl("--ssl-reqd", url), false, "certificate", ""},
+		{lftp(secure + "cls -1"), true, "1048576.bin", ""},
+		{lftp(secure + "get 70000.bin -o lftps.got"), true, "", "lftps.got"},
+		{lftp(secure + "set ftp:passive-mode off; get 70000.bin -o lftpa.got"), true, "", "lftpa.got"},
+		{lftp(secure + "put 70000.bin"), true, "", ""},
+		{[]string{"sh", "-c", "printf 'USER %s\\r\\nPBSZ 0\\r\\nQUIT\\r\\n' " + token + " | openssl s_client -quiet -starttls ftp -servername ftp.example -connect " + netip.AddrPortFrom(b.server, 21).String()},
+			true, "230 logged in, ", ""},
 		{sftp("ls\npwd\nput 70000.bin\nput letter.txt\nget 70000.bin sftp.got\n"), true, "1073741824.bin", "sftp.got"},
 		{sftp("put 69999.bin\n"), false, "", ""},
 		{sftp("rm 1024.bin\n"), false, "", ""},

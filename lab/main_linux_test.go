@@ -27,7 +27,19 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, helper())
 		os.Exit(1)
 	}
-	os.Exit(m.Run())
+	code = m.Run()
+	if dir := tempDirMade; dir != "" {
+		os.RemoveAll(dir)
+	}
+	os.Exit(code)
+}
+
+var tempDirMade string
+
+// tempDir makes the one directory that outlives a test and not the binary.
+func tempDir() (dir string, err error) {
+	tempDirMade, err = os.MkdirTemp("", "wallprobe-lab")
+	return tempDirMade, err
 }
 
 // build makes a world that ends with the test.

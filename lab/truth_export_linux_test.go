@@ -5,4 +5,5 @@ package lab
 var (
 	NeedLab = needLab
 	Stand   = build
+	TempDir = tempDir
 )

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -98,16 +99,27 @@ func (r *row) families() []string {
 	return []string{"ipv4", "ipv6"}
 }
 
-// programFor builds wallprobe itself.
+// programFor builds wallprobe itself, once for all tests.
 func programFor(t *testing.T) string {
 	t.Helper()
-	name := filepath.Join(t.TempDir(), "wallprobe")
-	cmd := exec.CommandContext(t.Context(), "go", "build", "-o", name, "github.com/wallprobe/wallprobe/cmd/wallprobe")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("go build: %v\n%s", err, text)
+	name, err := built()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return name
 }
+
+var built = sync.OnceValues(func() (string, error) {
+	dir, err := lab.TempDir()
+	if err != nil {
+		return "", err
+	}
+	name := filepath.Join(dir, "wallprobe")
+	if text, err := exec.Command("go", "build", "-o", name, "github.com/wallprobe/wallprobe/cmd/wallprobe").CombinedOutput(); err != nil {
+		return "", fmt.Errorf("go build: %w\n%s", err, text)
+	}
+	return name, nil
+})
 
 func (r *row) load(t testing.TB) *scenarios.Scenario {
 	t.Helper()

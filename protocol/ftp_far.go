@@ -3,6 +3,7 @@ package protocol
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -37,6 +38,9 @@ type ftpFar struct {
 	carried bool           // all that the token asked for
 	late    bool           // said after the silence
 	trouble error          // of the last transfer
+	tls     *tls.Conn      // around the control connection, since AUTH TLS
+	sized   bool           // by PBSZ, which comes before PROT
+	private bool           // PROT P: TLS on data connections as well
 }
 
 // serveFTP is the far end. It returns one event.
@@ -46,6 +50,7 @@ func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now())}
 	f.e.Stage, f.e.Said = StageBanner, f.said
 	defer f.forget()
+	defer f.closeTLS()
 	err := f.say(ftpGreeting)
 	for i := 0; err == nil; i++ {
 		if i >= maxCommands || f.keys == nil && i >= maxUnproven {
@@ -90,6 +95,10 @@ func (f *ftpFar) next() error {
 			return err
 		}
 		return errQuit
+	case ftpSecurity[verb] != nil:
+		return ftpSecurity[verb](f, arg)
+	case verb == "FEAT":
+		return f.features()
 	case f.keys != nil:
 		return f.proven(verb, arg)
 	case verb == "USER":
@@ -128,18 +137,12 @@ var ftpSays = map[string]string{
 	"PASS": "230 logged in already", "ACCT": "230 logged in already", "TYPE": "200 as it is", "MODE": "200 as a stream", "STRU": "200 as a file",
 	"NOOP": "200 fine", "PWD": `257 "/" is where you are`, "XPWD": `257 "/" is where you are`, "CWD": "250 there is one directory", "CDUP": "250 there is one directory",
 	"SYST": "215 UNIX Type: L8", "OPTS": "200 fine", "ALLO": "202 there is room", "ABOR": "226 nothing is under way",
-	"FEAT": "211-Features:\r\n EPRT\r\n EPSV\r\n SIZE\r\n REST STREAM\r\n211 End",
 }
 
 // proven answers a command of a peer that has logged in.
 func (f *ftpFar) proven(verb, arg string) error {
 	if said := ftpSays[verb]; said != "" {
-		for line := range strings.SplitSeq(said, "\r\n") {
-			if err := f.say("%s", line); err != nil {
-				return err
-			}
-		}
-		return nil
+		return f.say("%s", said)
 	}
 	switch verb {
 	case "PASV", "EPSV":
@@ -272,7 +275,7 @@ func (f *ftpFar) transfer(size uint32, move func(net.Conn) error) error {
 	if err == nil {
 		defer context.AfterFunc(ctx, func() { c.Close() })()
 		if code, err = "226", f.begin(); err == nil {
-			if err = move(meter(c, size, farStall)); err != nil {
+			if err = f.protect(ctx, meter(c, size, farStall), move); err != nil {
 				code = "451"
 			}
 			if errors.Is(err, errAltered) {

@@ -14,11 +14,10 @@ import (
 // What files carry is streamed at both ends: neither holds more of it than what
 // is under way.
 func TestLargeFilesAreStreamed(t *testing.T) {
-	const allowed = 48 << 20 // of both ends, whatever the size
-	size := uint32(256 << 20)
-	if testing.Short() {
-		size = 64 << 20
-	}
+	const (
+		allowed = 32 << 20 // of both ends, whatever the size
+		size    = uint32(64 << 20)
+	)
 	for _, p := range every(t) {
 		if p.name != "sftp" && (p.name != "ftp" || p.variant != ftpPassive) {
 			continue
