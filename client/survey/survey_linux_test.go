@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 	"golang.org/x/sys/unix"
 
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -153,7 +152,7 @@ func TestHalfOfAllPortsDroppedIsReportedExactly(t *testing.T) {
 		got, err := UDP{Target: serverAddr[v6], Ports: everyPort, Spacing: 100 * time.Millisecond, Request: request, Check: check}.Run(t.Context())
 		must(t, err)
 		t.Logf("v6=%v: %v", v6, time.Since(start))
-		if diff := cmp.Diff(wantHalf(everyPort, dropped), got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
+		if diff := differences(wantHalf(everyPort, dropped), got, anySent); diff != "" {
 			t.Errorf("v6=%v:\n%.2000s", v6, diff)
 		}
 	}
@@ -177,7 +176,7 @@ func TestHalfOfTheLocalPortsDroppedIsReportedExactly(t *testing.T) {
 	got, err := UDP{Target: serverAddr[false], LocalPorts: ports, RemotePort: 3478, Spacing: 50 * time.Millisecond, Request: request, Check: check}.Run(t.Context())
 	must(t, err)
 	t.Log(time.Since(start))
-	if diff := cmp.Diff(want, got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
+	if diff := differences(want, got, anySent); diff != "" {
 		t.Errorf("%.2000s", diff)
 	}
 	if err := got[50000-40001].Err; err == nil || err.Error() != "address already in use" {
@@ -205,7 +204,7 @@ func TestTCPSweepOfDroppedPortsFindsTheFewOpenOnes(t *testing.T) {
 	got, err := TCP{Target: serverAddr[false], Ports: ports, Timeout: 250 * time.Millisecond, Attempts: 2, RTT: time.Millisecond, Exchange: greet}.Run(t.Context())
 	must(t, err)
 	t.Log(time.Since(start))
-	if diff := cmp.Diff(want, got, unstable); diff != "" {
+	if diff := differences(want, got, sameSent); diff != "" {
 		t.Errorf("%.2000s", diff)
 	}
 }
@@ -306,7 +305,7 @@ func TestEveryPortRejectedIsReportedExactly(t *testing.T) {
 		got, err := UDP{Target: serverAddr[v6], Ports: everyPort, RTT: time.Millisecond, Request: request, Check: check}.Run(t.Context())
 		must(t, err)
 		t.Logf("v6=%v: %v", v6, time.Since(start))
-		if diff := cmp.Diff(want, got, unstable, cmpopts.IgnoreFields(Answer{}, "Sent")); diff != "" {
+		if diff := differences(want, got, anySent); diff != "" {
 			t.Errorf("v6=%v:\n%.2000s", v6, diff)
 		}
 	}
@@ -369,7 +368,7 @@ func TestLastAttemptIsSparedOnlyAmidSilence(t *testing.T) {
 			want[i].Sent = got[i].Sent // until it answered
 		}
 	}
-	if diff := cmp.Diff(want, got, unstable); diff != "" {
+	if diff := differences(want, got, sameSent); diff != "" {
 		t.Errorf("%.2000s", diff)
 	}
 }

@@ -41,6 +41,35 @@ var unstable = cmp.Options{
 	cmpopts.EquateErrors(),
 }
 
+// Whether the number of datagrams that were sent is compared.
+const (
+	sameSent = true
+	anySent  = false
+)
+
+// differences is cmp.Diff of long lists, of which it looks at those pairs alone
+// that are not plainly the same: with tens of thousands that takes half a minute.
+func differences(want, got []Answer, sent bool) string {
+	if len(want) != len(got) {
+		return cmp.Diff(len(want), len(got))
+	}
+	var w, g []Answer
+	for i, a := range want {
+		if !sent {
+			a.Sent = got[i].Sent
+		}
+		if !plainlySame(a, got[i]) && !cmp.Equal(a, got[i], unstable) {
+			w, g = append(w, a), append(g, got[i])
+		}
+	}
+	return cmp.Diff(w[:min(len(w), 50)], g[:min(len(g), 50)], unstable)
+}
+
+func plainlySame(a, b Answer) bool {
+	return a.Port == b.Port && a.Sent == b.Sent && a.Answered == b.Answered && a.Duplicate == b.Duplicate && a.Invalid == b.Invalid &&
+		a.Fault == b.Fault && a.ICMP == b.ICMP && a.MTU == b.MTU && len(a.Sample)+len(b.Sample) == 0 && a.ExchangeErr == nil && b.ExchangeErr == nil
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
