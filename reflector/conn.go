@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -38,7 +39,9 @@ func (r *Reflector) Conn(c net.Conn) {
 	}
 	defer r.conns.leave(from.Addr())
 	seen := protocol.GotSYN(c)
-	for _, e := range r.stream(r.ctx, c, false) {
+	proven := new(proven)
+	defer proven.left(unmap(from), unmapped(c.LocalAddr()))
+	for _, e := range r.guarded(context.WithValue(r.ctx, provenKey{}, proven), c) {
 		e.TCP = seen
 		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
@@ -66,7 +69,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	if len(head) == 0 && greeter != nil && protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() == nil {
 		c.SetReadDeadline(time.Time{})
 		defer r.greets(e)()
-		return greeter.TCP.Serve(ctx, p, underWay{r, c})
+		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c))
 	}
 	if err != nil {
 		e.Fault = protocol.FaultOf(err)
@@ -76,7 +79,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return []wire.Event{e}
 	}
 	if known := protocol.Claim(p.peek, inTLS); known != nil {
-		return known.TCP.Serve(ctx, p, underWay{r, c})
+		return known.TCP.Serve(ctx, p, r.underWay(ctx, c))
 	}
 	if head[0] < 2 && r.isSTUN(p) {
 		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
@@ -87,7 +90,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	}
 	if greeter != nil { // one who did not wait for the greeting
 		defer r.greets(e)()
-		return greeter.TCP.Serve(ctx, p, underWay{r, c})
+		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c))
 	}
 	return r.unknown(p, e)
 }
@@ -131,6 +134,7 @@ func (r *Reflector) unknown(p *peeked, e wire.Event) []wire.Event {
 // note puts an event where it belongs: to its probe when a token proved it,
 // else to the session that it claims and those that came from that address.
 func (r *Reflector) note(e wire.Event) {
+	e.Bound()
 	claimed := r.sessions.find(e.Session)
 	if e.Answered {
 		if claimed != nil {
@@ -167,7 +171,13 @@ func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, er
 // ledger tells of it, and not only when it has ended.
 type underWay struct {
 	*Reflector
-	conn net.Conn
+	conn   net.Conn
+	proven *proven // nil remembers nothing
+}
+
+func (r *Reflector) underWay(ctx context.Context, c net.Conn) underWay {
+	p, _ := ctx.Value(provenKey{}).(*proven)
+	return underWay{r, c, p}
 }
 
 // Prove is protocol.Far.
@@ -179,6 +189,7 @@ func (u underWay) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, erro
 	if s := u.sessions.find(m.Session); s != nil {
 		e := protocol.Arrived(u.conn, u.now())
 		e.Session, e.Probe, e.Attempt, e.Stage, e.Unfinished = m.Session, m.Probe, m.Attempt, protocol.StageToken, true
+		u.proven.add(s)
 		s.begin(e)
 	}
 	return m, keys, err
@@ -189,8 +200,39 @@ func (r *Reflector) Certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error
 	return r.ca.certificate(h, r.now())
 }
 
+// maxData bounds the ports of its own that wait for a data connection.
+const maxData = 1024
+
 // Listen is protocol.Far.
 func (r *Reflector) Listen(at netip.Addr) (net.Listener, error) {
+	select {
+	case r.data <- struct{}{}:
+	default:
+		return nil, errors.New("too many ports wait for data connections")
+	}
+	giveBack := sync.OnceFunc(func() { <-r.data })
+	l, err := r.listenData(at)
+	if err != nil {
+		giveBack()
+		return nil, err
+	}
+	return &dataListener{l, giveBack}, nil
+}
+
+// A dataListener gives its place back when it is closed.
+type dataListener struct {
+	*net.TCPListener
+	giveBack func()
+}
+
+// Close is net.Listener.
+func (l *dataListener) Close() error {
+	defer l.giveBack()
+	return l.TCPListener.Close()
+}
+
+// listenData draws ports until one is not served.
+func (r *Reflector) listenData(at netip.Addr) (*net.TCPListener, error) {
 	tcp, _ := r.set.Served()
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false) // peers would see options that belong to no file transfer
@@ -200,7 +242,7 @@ func (r *Reflector) Listen(at netip.Addr) (net.Listener, error) {
 			return nil, err
 		}
 		if a, ok := l.Addr().(*net.TCPAddr); ok && !tcp.Contains(uint16(a.Port)) {
-			return l, nil // steered ports never reach a socket of their own
+			return l.(*net.TCPListener), nil // steered ports never reach a socket of their own
 		}
 		l.Close()
 	}

@@ -20,24 +20,14 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 	var sent []arrived
 	for i := range batch {
 		d := &batch[i]
-		if !wire.IsMessage(d.Payload) {
-			if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xc0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
-				continue
-			}
-			if r.spoken(d) == nil && r.quic.take(d) {
-				continue
-			}
-			if reply := r.answer(d); reply != nil {
-				out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: reply})
-			}
+		reply, a := r.datagram(d)
+		if reply == nil {
 			continue
 		}
-		a, ok := r.message(d)
-		if !ok {
-			continue
+		out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: reply})
+		if a.s != nil {
+			sent = append(sent, a)
 		}
-		out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: a.reply(d, r.now()).Append(nil, a.keys)})
-		sent = append(sent, a)
 	}
 	if len(out) == 0 {
 		return
@@ -48,6 +38,26 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 	}
 }
 
+// datagram gives the answer to one datagram, nil when there is none or others
+// give it. a is what it proved, where it is one of the project's own.
+func (r *Reflector) datagram(d *steer.Datagram) (reply []byte, a arrived) {
+	defer r.guard("datagram", d.Remote)
+	if wire.IsMessage(d.Payload) {
+		a, ok := r.message(d)
+		if !ok {
+			return nil, a
+		}
+		return a.reply(d, r.now()).Append(nil, a.keys), a
+	}
+	if len(d.Payload) > 0 && (d.Payload[0] < 4 || d.Payload[0]&0xc0 == 0x40) && r.relay.Datagram(d.Payload, d.Local, d.Remote) {
+		return nil, a
+	}
+	if r.spoken(d) == nil && r.quic.take(d) {
+		return nil, a
+	}
+	return r.answer(d), a
+}
+
 // answer is what the protocol of the port has to say to a datagram, nil when it
 // has none or nothing to say.
 func (r *Reflector) answer(d *steer.Datagram) []byte {
@@ -56,16 +66,18 @@ func (r *Reflector) answer(d *steer.Datagram) []byte {
 		r.strayDatagram(d, wire.SessionID{}, protocol.FaultForeign)
 		return nil
 	}
-	reply, e := ends.Answer(d.Payload, d.Remote, d.Local, untouched{r})
+	far := &aimed{untouched: untouched{r}, port: d.Local.Port()}
+	reply, e := ends.Answer(d.Payload, d.Remote, d.Local, far)
 	e.Time, e.Transport, e.Remote, e.Local = r.now(), scenarios.UDP, d.Remote, d.Local
 	e.Length, e.TTL, e.TOS = len(d.Payload), d.TTL, d.TOS
 	if s := r.sessions.find(e.Session); e.Answered && s != nil {
-		if !s.arrival(e.Probe, d.Local.Port(), e.Attempt) {
+		if !s.arrival(e.Probe, far.port, e.Attempt) {
 			return nil // replayed
 		}
 		r.sessions.touch(s, d.Remote.Addr())
+		e.Bound()
 		s.event(e)
-		s.answered(e.Probe, d.Local.Port(), e.Attempt)
+		s.answered(e.Probe, far.port, e.Attempt)
 		return reply
 	}
 	e.Answered = false
@@ -97,6 +109,22 @@ func (u untouched) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error)
 		return m, nil, err
 	}
 	return m, s.keysFor(m), nil
+}
+
+// aimed is untouched and keeps the port that a proven message says it was aimed
+// at: one that was recorded is no other when it comes to another port.
+type aimed struct {
+	untouched
+	port uint16
+}
+
+// Prove is protocol.Far.
+func (a *aimed) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
+	m, k, err := a.untouched.Prove(p, from)
+	if err == nil {
+		a.port = m.Port
+	}
+	return m, k, err
 }
 
 // arrived is a proven request.

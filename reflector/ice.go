@@ -116,6 +116,7 @@ func (r *Reflector) ice(from netip.AddrPort, body []byte) (any, error) {
 	go func() { // agents.wait waits for it
 		defer r.agents.leave(c.at)
 		defer giveBack()
+		defer r.guard("ICE agent", from)
 		g.serve()
 	}()
 	return reply, nil

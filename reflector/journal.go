@@ -12,6 +12,9 @@ import (
 // maxUnclaimed bounds the arrivals kept that belong to no session.
 const maxUnclaimed = 4096
 
+// maxUnclaimedBytes bounds those that keep their dialogues and handshakes.
+const maxUnclaimedBytes = 4 << 20
+
 // A journal writes wire.JournalLine values, one JSON object a line. The last
 // line of a session holds all of the lines before it.
 type journal struct {
@@ -19,6 +22,7 @@ type journal struct {
 	w      io.Writer // nil keeps no journal
 	err    error     // first error of writing; nothing is written after it
 	strays []wire.Event
+	held   int // bytes of strays
 }
 
 func (j *journal) write(line wire.JournalLine) {
@@ -37,6 +41,9 @@ func (j *journal) stray(e wire.Event) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.w != nil && len(j.strays) < maxUnclaimed {
+		if j.held += e.Size(); j.held > maxUnclaimedBytes {
+			e.Bare()
+		}
 		j.strays = append(j.strays, e)
 	}
 }

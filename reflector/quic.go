@@ -270,12 +270,16 @@ func (q *quicPort) tls() *tls.Config {
 
 // serve serves one connection whose handshake is done.
 func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
+	defer conn.CloseWithError(0, "") // nothing when it is closed
+	defer q.r.guard("QUIC connection", peerOf(conn))
 	a, ok := conn.Context().Value(quicKey{}).(*quicArrival)
 	if !ok || a.accepted.Swap(true) {
 		conn.CloseWithError(0, "") // it ended meanwhile
 		return
 	}
 	seen := a.tls
+	proven := new(proven)
+	defer proven.left(unmap(a.peer.remote), unmap(a.peer.local))
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
 		Note: func(e wire.Event) {
@@ -284,20 +288,28 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 			}
 			q.r.note(e)
 		},
-	}, quicFar{q.r, a.peer})
+	}, quicFar{q.r, a.peer, proven})
+}
+
+// peerOf is the remote end as it was when the connection began.
+func peerOf(conn *quic.Conn) netip.AddrPort {
+	a, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
+	return a
 }
 
 // quicFar is protocol.Far for one connection: from its proof on the session's
 // ledger tells of it.
 type quicFar struct {
 	*Reflector
-	peer *quicPeer
+	peer   *quicPeer
+	proven *proven
 }
 
 // Prove is protocol.Far.
 func (f quicFar) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
 	m, keys, err := f.Reflector.Prove(p, from)
 	if s := f.sessions.find(m.Session); err == nil && m.Kind == wire.Request && s != nil {
+		f.proven.add(s)
 		s.begin(wire.Event{Time: f.now(), Transport: scenarios.UDP, Remote: f.peer.remote, Local: f.peer.local, Session: m.Session,
 			Probe: m.Probe, Attempt: m.Attempt, Stage: protocol.StageToken, Unfinished: true})
 	}

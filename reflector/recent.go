@@ -13,12 +13,18 @@ import (
 // later to come from that address.
 const maxRecent = 2048
 
+// maxRecentBytes bounds those of them that have their dialogues and handshakes
+// still; the older ones lose them.
+const maxRecentBytes = 4 << 20
+
 // recent remembers the last arrivals without a token that verifies, whoever
 // sent them. The zero value is empty. It is safe for concurrent use.
 type recent struct {
 	mu   sync.Mutex
 	list []wire.Event
 	next int
+	held int // bytes of what is not bare
+	full int // so many of the last are not bare
 }
 
 func (r *recent) add(e wire.Event) {
@@ -26,10 +32,26 @@ func (r *recent) add(e wire.Event) {
 	defer r.mu.Unlock()
 	if len(r.list) < maxRecent {
 		r.list = append(r.list, e)
-		return
+	} else {
+		if r.full == maxRecent {
+			r.bare()
+		}
+		r.list[r.next] = e
+		r.next = (r.next + 1) % maxRecent
 	}
-	r.list[r.next] = e
-	r.next = (r.next + 1) % maxRecent
+	r.held += e.Size()
+	for r.full++; r.held > maxRecentBytes; {
+		r.bare()
+	}
+}
+
+// bare takes what makes it large from the oldest arrival that has it still.
+func (r *recent) bare() {
+	n := len(r.list)
+	e := &r.list[(r.next+n-r.full)%n]
+	r.held -= e.Size()
+	e.Bare()
+	r.full--
 }
 
 // from are the arrivals from some addresses since a time, in order.

@@ -35,6 +35,8 @@ type record struct {
 	open    map[tuple]wire.Event      // connections under way
 	labels  map[netip.AddrPort]uint32 // probes of STUN 5-tuples
 	late    int                       // packets that wait for their silence to end
+	held    int64                     // bytes that it has of shared
+	shared  *budget                   // of all sessions; nil has no end
 	dirty   bool                      // since the journal last looked
 }
 
@@ -98,6 +100,9 @@ func (r *record) probe(id uint32) *probeRecord {
 		if r.probes == nil {
 			r.probes = make(map[uint32]*probeRecord)
 		}
+		if !r.take(probeBytes) {
+			return nil
+		}
 		p = &probeRecord{narrow: make(map[uint16]tries)}
 		r.probes[id] = p
 	}
@@ -137,7 +142,7 @@ func (r *record) arrival(id uint32, port uint16, attempt uint16) bool {
 
 // widen gives a probe its table over all ports.
 func (r *record) widen(p *probeRecord) bool {
-	if r.wide >= maxWide {
+	if r.wide >= maxWide || !r.take(wideBytes) {
 		return false
 	}
 	r.wide++
@@ -209,7 +214,7 @@ func (r *record) event(e wire.Event) {
 	p := r.probe(e.Probe)
 	switch {
 	case p == nil:
-	case len(p.events) < maxEvents:
+	case len(p.events) < maxEvents && r.room(&e):
 		p.events = append(p.events, e)
 	default:
 		p.more++
@@ -239,9 +244,16 @@ func (r *record) stray(e wire.Event) {
 		delete(r.open, tuple{e.Remote, e.Local})
 	}
 	r.dirty = true
-	if len(r.strays) < maxStrays {
+	if len(r.strays) < maxStrays && r.room(&e) {
 		r.strays = append(r.strays, e)
 	}
+}
+
+// over forgets a connection that was under way.
+func (r *record) over(t tuple) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.open, t)
 }
 
 // fill copies the record into a ledger.

@@ -63,6 +63,8 @@ type Reflector struct {
 	own      map[netip.Addr]bool // this host's addresses: never peers of a relay
 	ctx      context.Context
 	calls    chan struct{} // bounds inward probes under way
+	data     chan struct{} // bounds the ports of its own that wait for data connections
+	panics   atomic.Int64
 }
 
 // Listen binds every port or none; nothing runs yet.
@@ -81,7 +83,7 @@ func Listen(cfg Config) (*Reflector, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward)}
+	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward), data: make(chan struct{}, maxData)}
 	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
 	r.relay = relay.New(r.relayConfig())

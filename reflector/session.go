@@ -46,6 +46,7 @@ type sessions struct {
 	// missed counts the SYNs that the reflector lost so far; nil is none.
 	missed func() uint64
 	ends   func(*session) // called without the lock when a session is dropped
+	memory budget         // of all records
 
 	mu   sync.Mutex
 	byID map[wire.SessionID]*session
@@ -80,7 +81,7 @@ func (t *sessions) open(id wire.SessionID, claimed time.Time) (*session, error) 
 	rand.Read(s.nonce[:])
 	s.keys = wire.Derive(t.key, id, s.nonce)
 	s.offline = wire.Derive(t.key, id, wire.Nonce{})
-	s.started = now
+	s.started, s.shared = now, &t.memory
 	if t.missed != nil {
 		s.missed = t.missed()
 	}
@@ -150,6 +151,7 @@ func (t *sessions) of(from netip.Addr) []*session {
 // drop removes a session from the table; the caller holds the lock.
 func (t *sessions) drop(s *session) {
 	delete(t.byID, s.id)
+	s.release()
 	if t.over == nil {
 		t.over = make(map[wire.SessionID]bool)
 	}

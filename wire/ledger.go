@@ -81,7 +81,7 @@ func appendSaid(list []string, line string) []string {
 	if len(list) >= MaxSaid {
 		return list
 	}
-	return append(list, line[:min(len(line), MaxSaidLine)])
+	return append(list, cut(line, MaxSaidLine))
 }
 
 // A Count says that for each of Ports, Seen attempts arrived and Answered of

@@ -1,0 +1,85 @@
+package reflector
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"sync"
+
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// FaultPanic is the fault of an arrival whose serving ended in a panic: an
+// error in this program. It ends that connection alone.
+const FaultPanic = "panic"
+
+// maxStacks bounds the panics whose stack is logged, so that a peer which knows
+// how to make one cannot fill the log.
+const maxStacks = 16
+
+// guard is deferred where something that strangers can send is served: a panic
+// there ends no more than that, and is logged. It cannot help against one in a
+// goroutine that a library started.
+func (r *Reflector) guard(what string, from netip.AddrPort) {
+	if v := recover(); v != nil {
+		r.panicked(what, from, v)
+	}
+}
+
+func (r *Reflector) panicked(what string, from netip.AddrPort, v any) {
+	args := []any{"in", what, "remote", from, "panic", v}
+	if r.panics.Add(1) <= maxStacks {
+		args = append(args, "stack", string(debug.Stack()))
+	}
+	r.cfg.Log.Error("this is an error in wallprobe: what was served has ended, the reflector goes on", args...)
+}
+
+// guarded is stream with a panic as an event.
+func (r *Reflector) guarded(ctx context.Context, c net.Conn) (events []wire.Event) {
+	defer func() {
+		if v := recover(); v != nil {
+			e := protocol.Arrived(c, r.now())
+			e.Stage, e.Fault = protocol.StageToken, FaultPanic
+			r.panicked("connection", e.Remote, v)
+			events = []wire.Event{e}
+		}
+	}()
+	return r.stream(ctx, c, false)
+}
+
+// proven are the sessions whose ledgers tell of a connection under way. When it
+// ends they must not any more, whatever became of its event: a session with
+// something under way does not expire.
+type proven struct {
+	mu   sync.Mutex
+	list []*session
+}
+
+type provenKey struct{}
+
+func (p *proven) add(s *session) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.list, s) {
+		p.list = append(p.list, s)
+	}
+}
+
+func (p *proven) left(remote, local netip.AddrPort) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.list {
+		s.over(tuple{remote, local})
+	}
+}
+
+func unmapped(a net.Addr) netip.AddrPort {
+	ap, _ := netip.ParseAddrPort(a.String())
+	return unmap(ap)
+}
