@@ -3,6 +3,7 @@ package protocol
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"os"
@@ -46,4 +47,12 @@ func FaultOf(err error) string {
 		return FaultTimeout
 	}
 	return faultOf(err)
+}
+
+// contained is deferred in goroutines that read what a peer sends: a panic
+// there is a fault of that connection and not the end of the program.
+func contained(err *error) {
+	if v := recover(); v != nil {
+		*err = fmt.Errorf("panic: %v", v)
+	}
 }

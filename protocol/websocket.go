@@ -92,7 +92,8 @@ func overMessages(ws *websocket.Conn, h *httpConn) *messageConn {
 const maxMessage = 64 << 10
 
 // receive hands on what binary messages hold.
-func receive(ws *websocket.Conn, to io.Writer) error {
+func receive(ws *websocket.Conn, to io.Writer) (err error) {
+	defer contained(&err)
 	for {
 		kind, r, err := ws.Reader(context.Background()) // the connection's end ends it
 		if err != nil {

@@ -85,6 +85,13 @@ func (s *Server) binding(o origin, w *workspace) verdict {
 		s.cfg.Count("stun-auth")
 		return unproven
 	}
+	s.mu.Lock()
+	first := s.seen.first(w.req.TransactionID, o.remote.Addr())
+	s.mu.Unlock()
+	if !first {
+		s.cfg.Count("stun-replay")
+		return unproven
+	}
 	result := "ok"
 	if unknown := unknownAttributes(&w.req); unknown != nil {
 		unknownReply(&w.rep, &w.req, unknown)

@@ -145,6 +145,7 @@ type Server struct {
 	plain      rate
 	plainAll   rate
 	proofs     proofs
+	seen       seen
 
 	wg sync.WaitGroup // allocations' and connections' goroutines
 }
