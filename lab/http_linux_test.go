@@ -3,7 +3,6 @@ package lab_test
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -24,47 +23,6 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
-
-// inspecting is an interceptor that agrees on ALPN as the far end does, so that
-// everything works through it.
-func inspecting(s *scene) {
-	certificate, err := selfSigned("inspector")
-	if err != nil {
-		s.Fatal(err)
-	}
-	box := middlebox.TCP{Ports: "8003", Answer: func(c net.Conn) {
-		var wire net.Conn
-		err := s.firewall().Do(func() (err error) {
-			wire, err = net.Dial("tcp", c.LocalAddr().String())
-			return err
-		})
-		if err != nil {
-			return
-		}
-		defer wire.Close()
-		var far *tls.Conn
-		near := tls.Server(c, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
-			far = tls.Client(wire, &tls.Config{ServerName: h.ServerName, NextProtos: h.SupportedProtos, InsecureSkipVerify: true})
-			if err := far.Handshake(); err != nil {
-				return nil, err
-			}
-			return &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{far.ConnectionState().NegotiatedProtocol}}, nil
-		}})
-		if near.Handshake() != nil {
-			return
-		}
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_, _ = io.Copy(far, near)
-			_ = far.CloseWrite()
-		}()
-		_, _ = io.Copy(near, far)
-		_ = near.Close()
-		<-done
-	}}
-	s.serve(box.Open(s.firewall()))
-}
 
 // onHTTP changes what clients or the server send on port 80.
 func onHTTP(rewrites ...middlebox.Rewrite) func(*scene) {
@@ -94,8 +52,8 @@ func httpRows(t testing.TB) []row {
 	return []row{
 		{name: "nothing wrong", rules: firewall(""), want: fine},
 		{name: "a stateful firewall", rules: builtinFirewall(t, "stateful"), want: fine},
-		{name: "TLS is inspected", rules: firewall(""), boxes: inspecting, want: map[string]fact{
-			"HTTPS": {Verdict: client.Altered, Why: `issued by "CN=inspector" was seen`, Near: "done"}, "HTTP": whole, "PROXY": whole}},
+		{name: "TLS is inspected", rules: firewall(""), boxes: intercepted("8003"), want: map[string]fact{
+			"HTTPS": {Verdict: client.Altered, Why: `issued by "CN=wallprobe lab inspection" was seen`, Near: "done"}, "HTTP": whole, "PROXY": whole}},
 		{name: "Via is added to requests", rules: firewall(""), boxes: onHTTP(middlebox.Rewrite{From: middlebox.Client, Old: "User-Agent: ", New: "Via: 1.1 squid\r\nUser-Agent: "}),
 			want: map[string]fact{"HTTP": altered(`"Via: 1.1 squid" was put in before it arrived at the reflector`),
 				"CENTER": altered(`"Via: 1.1 squid" was put in before it arrived at the reflector`), "HTTPS": whole}},

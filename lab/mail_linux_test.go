@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -51,7 +50,7 @@ func mailRows(t testing.TB) []row {
 	starttls := func(why string) fact {
 		return fact{Verdict: client.Altered, Why: why + meaning, Near: "starttls foreign"}
 	}
-	intercepted := fact{Verdict: client.Altered, Why: `issued by "CN=interceptor" was seen`, Near: "done", Far: "done"}
+	read := fact{Verdict: client.Altered, Why: `issued by "CN=wallprobe lab inspection" was seen`, Near: "done", Far: "done"}
 	server := func(old, new string) middlebox.Rewrite {
 		return middlebox.Rewrite{From: middlebox.Server, Old: old, New: new}
 	}
@@ -95,10 +94,10 @@ func mailRows(t testing.TB) []row {
 		{name: "the greeting swallowed", scenario: "mail", family: "ipv4", rules: rules,
 			boxes: mailBox(portsSTARTTLS, middlebox.TCP{Cut: &middlebox.Cut{From: middlebox.Server, After: 0}}),
 			want:  all(fact{Verdict: client.Cut, Why: "stage banner: nothing more came", Near: "banner timeout"}, mailSTARTTLS...)},
-		{name: "mail intercepted", scenario: "mail", family: "ipv4", rules: rules, boxes: func(s *scene) { intercept(s, "{ 465, 993, 995, 5223 }") },
-			want: join(all(intercepted, mailInTLS...), all(open, mailSTARTTLS...))},
-		{name: "mail intercepted behind STARTTLS", scenario: "mail", family: "ipv4", rules: rules, boxes: func(s *scene) { interceptLater(s, portsSTARTTLS) },
-			want: join(all(open, mailInTLS...), all(intercepted, mailSTARTTLS...))},
+		{name: "mail intercepted", scenario: "mail", family: "ipv4", rules: rules, boxes: intercepted("{ 465, 993, 995, 5223 }"),
+			want: join(all(read, mailInTLS...), all(open, mailSTARTTLS...))},
+		{name: "mail intercepted behind STARTTLS", scenario: "mail", family: "ipv4", rules: rules, boxes: interceptLater(portsSTARTTLS),
+			want: join(all(open, mailInTLS...), all(read, mailSTARTTLS...))},
 	}
 }
 
@@ -128,82 +127,12 @@ func (s *scene) onward(c net.Conn) (far net.Conn, err error) {
 	return far, err
 }
 
-// intercept speaks TLS to both ends of ports.
-func intercept(s *scene, ports string) {
-	certificate, err := selfSigned("interceptor")
-	if err != nil {
-		s.Fatal(err)
-	}
-	s.serve(middlebox.TCP{Ports: ports, Answer: func(c net.Conn) {
-		wire, err := s.onward(c)
-		if err != nil {
-			return
-		}
-		defer wire.Close()
-		near := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{certificate}})
-		if near.Handshake() != nil {
-			return
-		}
-		splice(near, tls.Client(wire, &tls.Config{ServerName: near.ConnectionState().ServerName, InsecureSkipVerify: true}))
-	}}.Open(s.firewall()))
-}
-
 // interceptLater lets all pass until the client begins TLS, and then speaks it
 // to both ends, as mail gateways do that look into what is handed in.
-func interceptLater(s *scene, ports string) {
-	certificate, err := selfSigned("interceptor")
-	if err != nil {
-		s.Fatal(err)
+func interceptLater(ports string) func(*scene) {
+	return func(s *scene) {
+		s.serve(middlebox.TCP{Ports: ports, Between: (&middlebox.Interceptor{Later: true}).Between}.Open(s.firewall()))
 	}
-	s.serve(middlebox.TCP{Ports: ports, Answer: func(near net.Conn) {
-		far, err := s.onward(near)
-		if err != nil {
-			return
-		}
-		defer far.Close()
-		done := make(chan struct{})
-		go func() { defer close(done); _, _ = io.Copy(near, far) }()
-		r := bufio.NewReader(near)
-		for {
-			first, err := r.Peek(1)
-			if err != nil || first[0] == 0x16 { // a handshake record
-				break
-			}
-			b, _ := r.Peek(r.Buffered())
-			if _, err := far.Write(b); err != nil {
-				break
-			}
-			_, _ = r.Discard(len(b))
-		}
-		_ = far.SetReadDeadline(time.Unix(1, 0)) // the far end has nothing to say now
-		<-done
-		_ = far.SetReadDeadline(time.Time{})
-		in := tls.Server(begun{near, r}, &tls.Config{Certificates: []tls.Certificate{certificate}})
-		if in.Handshake() == nil {
-			splice(in, tls.Client(far, &tls.Config{ServerName: in.ConnectionState().ServerName, InsecureSkipVerify: true}))
-		}
-	}}.Open(s.firewall()))
-}
-
-// begun is a connection of which some was read ahead.
-type begun struct {
-	net.Conn
-	r *bufio.Reader
-}
-
-func (b begun) Read(p []byte) (int, error) { return b.r.Read(p) }
-
-// splice carries bytes both ways until both have ended.
-func splice(near, far *tls.Conn) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(far, near)
-		_ = far.CloseWrite()
-	}()
-	_, _ = io.Copy(near, far)
-	_ = near.Close()
-	<-done
 }
 
 // smtpRefuser answers STARTTLS itself, as mail gateways do that want to read along.

@@ -63,7 +63,7 @@ func boxed(name string, box middlebox.TCP, want fact) tampering {
 
 // interceptions: somebody speaks TLS to both ends.
 func interceptions() []tampering {
-	const chains = `TLS intercepted: certificate … was sent, … issued by "CN=interceptor" was seen; the chain sent was "CN=truth.example", "CN=wallprobe reflector CA", the chain seen was "CN=truth.example", "CN=interceptor"; the ClientHello arrived as another`
+	const chains = `TLS intercepted: certificate … was sent, … issued by "CN=wallprobe lab inspection" was seen; the chain sent was "CN=truth.example", "CN=wallprobe reflector CA", the chain seen was "CN=truth.example", "CN=wallprobe lab inspection"; the ClientHello arrived as another`
 	return []tampering{
 		boxed("TLS intercepted", middlebox.TCP{Between: new(middlebox.Interceptor).Between},
 			fact{Verdict: client.Altered, Why: chains, Near: "done", Far: "done"}),
@@ -72,7 +72,7 @@ func interceptions() []tampering {
 		boxed("TLS intercepted and downgraded", middlebox.TCP{Between: (&middlebox.Interceptor{MaxVersion: 0x0303}).Between},
 			fact{Verdict: client.Altered, Why: chains + `: …versions TLS 1.3, TLS 1.2 arrived as TLS 1.2; TLS 1.3 here, TLS 1.2 at the reflector`, Near: "done", Far: "done"}),
 		boxed("TLS ended on the way", middlebox.TCP{Between: (&middlebox.Interceptor{Plain: true}).Between},
-			fact{Verdict: client.Altered, Why: `TLS ended on the way: the reflector was spoken to without it; certificate …issued by "CN=interceptor" was seen`, Near: "done", Far: "done"}),
+			fact{Verdict: client.Altered, Why: `TLS ended on the way: the reflector was spoken to without it; certificate …issued by "CN=wallprobe lab inspection" was seen`, Near: "done", Far: "done"}),
 		boxed("versions taken out of the hello", middlebox.TCP{Filter: middlebox.StripVersions},
 			fact{Verdict: client.Altered, Why: "the ClientHello arrived as another: versions TLS 1.3, TLS 1.2 arrived as TLS 1.2"}),
 	}

@@ -242,7 +242,7 @@ func alterations() []row {
 		row{name: "bulk data changed on the way out", rules: rules, boxes: tcp(middlebox.Client, 84+5000), want: bulk("the request arrived changed (byte 5000)", "data altered")},
 		row{name: "bulk data changed on the way back", rules: rules, boxes: tcp(middlebox.Server, 84+5000), want: bulk("byte 5000 on the way back arrived changed", "")},
 		row{name: "TLS intercepted", rules: rules, boxes: interceptor,
-			want: all(fact{Verdict: client.Altered, Why: `issued by "CN=interceptor" was seen`, Near: "done", Far: "done"}, "TLS")})
+			want: all(fact{Verdict: client.Altered, Why: `issued by "CN=wallprobe lab inspection" was seen`, Near: "done", Far: "done"}, "TLS")})
 }
 
 // cuts: it begins well.

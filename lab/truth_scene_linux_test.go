@@ -157,12 +157,9 @@ func interceptor(s *scene) { intercepted("8003")(s) }
 
 // intercepted is interceptor on other ports.
 func intercepted(ports string) func(*scene) {
-	return func(s *scene) { s.intercept(ports) }
-}
-
-func (s *scene) intercept(ports string) {
-	s.Helper()
-	s.serve(middlebox.TCP{Ports: ports, Between: new(middlebox.Interceptor).Between}.Open(s.firewall()))
+	return func(s *scene) {
+		s.serve(middlebox.TCP{Ports: ports, Between: new(middlebox.Interceptor).Between}.Open(s.firewall()))
+	}
 }
 
 func selfSigned(name string) (tls.Certificate, error) {

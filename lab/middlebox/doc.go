@@ -9,7 +9,9 @@
 //
 // Open puts the box into the way; traffic is held until Serve, which returns
 // nil when ctx ends and lifts the box out again. What the proxies forward
-// comes from the address of the host they run on, as with real ones, and is not
-// subject to its forwarding rules. Loading other rules removes the proxies
-// from the way: load first, open then.
+// comes from the address of the host they run on, as with most real ones, or
+// from the client's where TCP.AsClient asks for that; it is not subject to the
+// host's forwarding rules. Loading other rules removes the proxies from the
+// way: load first, open then. Furnish opens the boxes that the comments of a
+// firewall's file ask for.
 package middlebox

@@ -11,7 +11,7 @@ import (
 // openers are the boxes that a firewall's file can ask for, by lab.BoxKinds.
 var openers = map[string]func(*lab.Host, lab.Box) (served, error){
 	lab.BoxIntercept: func(h *lab.Host, b lab.Box) (served, error) {
-		return Intercept{Ports: nftPorts(b.Ports)}.Open(h)
+		return TCP{Ports: nftPorts(b.Ports), AsClient: true, Between: new(Interceptor).Between}.Open(h)
 	},
 	lab.BoxInspect: func(h *lab.Host, b lab.Box) (served, error) {
 		return Squid{Ports: nftPorts(b.Ports)}.Open(h)

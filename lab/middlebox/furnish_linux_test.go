@@ -19,7 +19,7 @@ import (
 // A witness is a TLS server with a certificate of its own, which tells by HTTP
 // what it was asked for.
 func (s *scene) witness(port uint16) {
-	a, err := newAuthority()
+	a, err := newAuthority("witness CA")
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestBoxesOfAFileLookIntoTLSAndLeaveTheRest(t *testing.T) {
 	}{
 		{443, "http/1.1", "a.example over http/1.1 from 10.77.1.2 via ", Issuer, "our own interceptor"},
 		{443, "h2", "h2", Issuer, "our own interceptor"},
-		{445, "http/1.1", "a.example over http/1.1 from 10.77.1.2 via ", Issuer, "nobody"},
+		{445, "http/1.1", "a.example over http/1.1 from 10.77.1.2 via ", "witness CA", "nobody"},
 	}
 	for _, c := range cases {
 		said, issuer := s.page(c.port, "a.example", c.alpn)

@@ -1,102 +1,176 @@
 package middlebox
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
+	"bufio"
+	"context"
 	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
+	"slices"
 	"sync"
 	"time"
 )
 
 // An Interceptor speaks TLS to both ends, as security appliances do that look
 // into it: it is a TCP box's Between. To the client it shows a certificate of
-// its own authority for the name that is asked for.
+// its own authority for the name that is asked for, to the server it says the
+// client's name and ALPN offer, and the client is told what the server chose.
+// What does not begin with a TLS handshake is forwarded as it is.
 type Interceptor struct {
-	Authority  string   // common name of who signs; empty is "interceptor"
-	ALPN       []string // names that it knows; of others the server hears nothing
+	Authority  string   // common name of who signs; empty is Issuer
+	ALPN       []string // names that it knows, of others the server hears nothing; nil knows all
 	MaxVersion uint16   // of TLS towards the server; 0 is the highest
 	Plain      bool     // speak without TLS to the server
+	Later      bool     // let all pass until the client begins TLS, as behind STARTTLS
 
-	mu   sync.Mutex
-	key  *ecdsa.PrivateKey
-	cert *x509.Certificate
+	once      sync.Once
+	authority *authority
+	err       error // of making it
 }
+
+// speakFirst is how long a client may take to say something before the server
+// is taken to speak first, which is not how TLS begins.
+const speakFirst = 300 * time.Millisecond
+
+// handshakeTime bounds both handshakes together.
+const handshakeTime = 10 * time.Second
+
+// drainTime is how long the second direction may take when the first has ended.
+const drainTime = 5 * time.Second
 
 // Between is TCP.Between.
 func (i *Interceptor) Between(client, server net.Conn) {
-	near := tls.Server(client, &tls.Config{NextProtos: i.ALPN, GetCertificate: i.certificate})
-	if near.Handshake() != nil {
+	near := &peeked{Conn: client, in: bufio.NewReader(client)}
+	switch {
+	case i.Later:
+		if !near.passUntilTLS(server) {
+			return
+		}
+	case !near.beginsTLS():
+		splice(near, server)
 		return
 	}
-	defer near.Close()
-	var far interface {
-		io.ReadWriter
-		CloseWrite() error
-	}
-	far, plain := server.(*net.TCPConn)
-	if !i.Plain || !plain {
-		st := near.ConnectionState()
-		config := &tls.Config{ServerName: st.ServerName, InsecureSkipVerify: true, MaxVersion: i.MaxVersion} // #nosec: it believes whoever is there, as its clients believe it
-		if st.NegotiatedProtocol != "" {
-			config.NextProtos = []string{st.NegotiatedProtocol}
+	i.intercept(near, server)
+}
+
+// intercept shakes hands with the server first, so that the client is told the
+// protocol that the server chose.
+func (i *Interceptor) intercept(client, server net.Conn) {
+	far := server
+	near := tls.Server(client, &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		leaf, err := i.leaf(hello.ServerName)
+		if err != nil {
+			return nil, err
 		}
-		far = tls.Client(server, config)
+		config := &tls.Config{Certificates: []tls.Certificate{*leaf}, NextProtos: i.ALPN}
+		if i.Plain {
+			return config, nil
+		}
+		tc := tls.Client(server, &tls.Config{
+			ServerName: hello.ServerName, NextProtos: i.offer(hello.SupportedProtos), MaxVersion: i.MaxVersion,
+			InsecureSkipVerify: true, // #nosec: it believes whoever is there, as its clients believe it
+		})
+		if err := tc.HandshakeContext(hello.Context()); err != nil {
+			return nil, err
+		}
+		far, config.NextProtos = tc, nil
+		if p := tc.ConnectionState().NegotiatedProtocol; p != "" {
+			config.NextProtos = []string{p}
+		}
+		return config, nil
+	}})
+	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
+	defer cancel()
+	if near.HandshakeContext(ctx) == nil {
+		splice(near, far)
 	}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = io.Copy(far, near)
-		_ = far.CloseWrite()
-	}()
-	_, _ = io.Copy(near, far)
-	_ = near.CloseWrite()
-	<-done
 }
 
-func (i *Interceptor) certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-	return i.leaf(h.ServerName)
+// offer is what the server hears of a client's ALPN names.
+func (i *Interceptor) offer(names []string) (known []string) {
+	for _, name := range names {
+		if i.ALPN == nil || slices.Contains(i.ALPN, name) {
+			known = append(known, name)
+		}
+	}
+	return known
 }
 
-// leaf signs a certificate for a name.
+// leaf is a certificate of the authority, which the first one makes.
 func (i *Interceptor) leaf(name string) (*tls.Certificate, error) {
-	i.mu.Lock()
-	defer i.mu.Unlock()
-	if i.cert == nil {
-		if err := i.authority(); err != nil {
-			return nil, fmt.Errorf("interceptor: %w", err)
+	i.once.Do(func() {
+		if i.Authority == "" {
+			i.Authority = Issuer
 		}
+		i.authority, i.err = newAuthority(i.Authority)
+	})
+	if i.err != nil {
+		return nil, fmt.Errorf("interceptor: %w", i.err)
 	}
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("interceptor: %w", err)
-	}
-	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, DNSNames: []string{name}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, leaf, i.cert, &key.PublicKey, i.key)
+	leaf, err := i.authority.leaf(name)
 	if err != nil {
 		return nil, fmt.Errorf("interceptor: certificate for %q: %w", name, err)
 	}
-	return &tls.Certificate{Certificate: [][]byte{der, i.cert.Raw}, PrivateKey: key}, nil
+	return leaf, nil
 }
 
-func (i *Interceptor) authority() (err error) {
-	if i.Authority == "" {
-		i.Authority = "interceptor"
+// splice joins two connections until both directions have ended.
+func splice(near, far net.Conn) {
+	var wg sync.WaitGroup
+	forward := func(to, from net.Conn) {
+		_, _ = io.Copy(to, from)
+		if half, ok := to.(interface{ CloseWrite() error }); ok {
+			_ = half.CloseWrite()
+		}
+		_ = from.SetReadDeadline(time.Now()) // nothing more is forwarded from here
+		_ = to.SetReadDeadline(time.Now().Add(drainTime))
 	}
-	if i.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
-		return err
+	wg.Go(func() { forward(far, near) })
+	wg.Go(func() { forward(near, far) })
+	wg.Wait()
+}
+
+// A peeked connection gives its first bytes again.
+type peeked struct {
+	net.Conn
+	in *bufio.Reader
+}
+
+func (p *peeked) Read(b []byte) (int, error) { return p.in.Read(b) }
+
+func (p *peeked) CloseWrite() error { return p.Conn.(*net.TCPConn).CloseWrite() }
+
+// beginsTLS tells whether the client says a handshake record first, RFC 8446
+// section 5.1.
+func (p *peeked) beginsTLS() bool {
+	_ = p.SetReadDeadline(time.Now().Add(speakFirst))
+	first, _ := p.in.Peek(2)
+	_ = p.SetReadDeadline(time.Time{})
+	return len(first) == 2 && first[0] == 0x16 && first[1] == 3
+}
+
+// passUntilTLS joins the client to the server until the client begins TLS,
+// and tells whether it did.
+func (p *peeked) passUntilTLS(server net.Conn) (began bool) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = io.Copy(p.Conn, server)
+	}()
+	for {
+		first, err := p.in.Peek(1)
+		if began = err == nil && first[0] == 0x16; began || err != nil {
+			break
+		}
+		b, _ := p.in.Peek(p.in.Buffered())
+		if _, err := server.Write(b); err != nil {
+			break
+		}
+		_, _ = p.in.Discard(len(b))
 	}
-	t := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: i.Authority}, NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, t, t, &i.key.PublicKey, i.key)
-	if err != nil {
-		return err
-	}
-	i.cert, err = x509.ParseCertificate(der)
-	return err
+	_ = server.SetReadDeadline(time.Unix(1, 0)) // it has nothing to say now
+	<-done
+	_ = server.SetReadDeadline(time.Time{})
+	return began
 }

@@ -3,11 +3,14 @@ package middlebox
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -111,7 +114,7 @@ func squidProgram(name string) (string, error) {
 
 // prepare writes what squid reads.
 func (p *SquidProxy) prepare(certgen string) error {
-	a, err := newAuthority()
+	a, err := newAuthority(Issuer)
 	if err != nil {
 		return err
 	}
@@ -237,4 +240,15 @@ func (p *SquidProxy) end() {
 	}
 	_ = p.process.Stop(squidEnd)                        // how it ended is nobody's interest
 	_ = syscall.Kill(-p.process.Pid(), syscall.SIGKILL) // its helpers; fails when all have ended
+}
+
+// pem is the authority's certificate and key, as programs read them.
+func (a *authority) pem() ([]byte, error) {
+	key, err := x509.MarshalPKCS8PrivateKey(a.key)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(
+		pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})), nil
 }

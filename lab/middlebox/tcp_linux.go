@@ -27,6 +27,7 @@ type TCP struct {
 	Rewrites []Rewrite     // changes to what is forwarded
 	Cut      *Cut          // where forwarding ends; nil never
 	Timeout  time.Duration // of a connection; 0 is a minute
+	AsClient bool          // connect from the client's own address, not from the host's
 
 	// Filter, if set, looks at the ClientHello that a connection begins with;
 	// what begins with something else passes.
@@ -53,6 +54,7 @@ type TCPProxy struct {
 	host      *lab.Host
 	listeners []net.Listener
 	diversion *diversion
+	returns   *diversion // of what servers answer to clients' addresses
 }
 
 // Open puts the box into the way on a host.
@@ -68,6 +70,11 @@ func (t TCP) Open(h *lab.Host) (*TCPProxy, error) {
 	var err error
 	if p.diversion, err = divert(h, "tcp", t.From, t.Ports, port); err != nil {
 		return nil, errors.Join(fmt.Errorf("tcp proxy on %s: %w", h.Name(), err), p.Close())
+	}
+	if t.AsClient {
+		if p.returns, err = divertReturns(h, port); err != nil {
+			return nil, errors.Join(fmt.Errorf("tcp proxy on %s: %w", h.Name(), err), p.Close())
+		}
 	}
 	return p, nil
 }
@@ -97,9 +104,11 @@ func (p *TCPProxy) Close() error {
 			errs = append(errs, err)
 		}
 	}
-	if p.diversion != nil {
-		errs = append(errs, p.diversion.end())
-		p.diversion = nil
+	for _, d := range []**diversion{&p.diversion, &p.returns} {
+		if *d != nil {
+			errs = append(errs, (*d).end())
+			*d = nil
+		}
 	}
 	return errors.Join(errs...)
 }
@@ -141,9 +150,13 @@ func (p *TCPProxy) accept(ctx context.Context, l net.Listener, wg *sync.WaitGrou
 func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	aimed := client.LocalAddr().(*net.TCPAddr).AddrPort()
 	aimed = netip.AddrPortFrom(aimed.Addr().Unmap(), aimed.Port())
+	dialer := net.Dialer{Timeout: dialTimeout}
+	if p.box.AsClient {
+		dialer.Control, dialer.LocalAddr = transparent, &net.TCPAddr{IP: client.RemoteAddr().(*net.TCPAddr).IP}
+	}
 	var conn net.Conn
 	err := p.host.Do(func() (err error) {
-		conn, err = (&net.Dialer{Timeout: dialTimeout}).DialContext(ctx, "tcp", aimed.String())
+		conn, err = dialer.DialContext(ctx, "tcp", aimed.String())
 		return err
 	})
 	if err != nil {
