@@ -22,17 +22,6 @@ const (
 	NoTLS     = "no-tls"     // wallprobe's own message without TLS
 )
 
-// Comparisons are probes of their own in the ledger.
-const (
-	nameStage = (9 + iota) << 16
-	alpnStage
-	plainStage
-	portStage // and one more for each further port
-)
-
-// maxOtherPorts bounds the ports that are compared with.
-const maxOtherPorts = 2
-
 // A Comparison is an exchange that differs in one thing from one that failed:
 // what passes here and not there tells what a firewall goes by.
 type Comparison struct {
@@ -102,7 +91,7 @@ func (r *runner) comparisons(p Probe, port uint16, o *Observation) []Comparison 
 	}
 	add(NoTLS, plainStage, port, "", nil)
 	for i, other := range r.otherPorts(p, port) {
-		add(OtherPort, portStage+uint32(i)<<16, other, p.ServerName, o.TLS.Offered)
+		add(OtherPort, portStages[i], other, p.ServerName, o.TLS.Offered)
 	}
 	return list
 }
@@ -114,7 +103,7 @@ func (r *runner) otherPorts(p Probe, not uint16) []uint16 {
 	r.mu.Unlock()
 	var out []uint16
 	add := func(port uint16) {
-		if port != not && port != 0 && len(out) < maxOtherPorts && !slices.Contains(out, port) {
+		if port != not && port != 0 && len(out) < len(portStages) && !slices.Contains(out, port) {
 			out = append(out, port)
 		}
 	}

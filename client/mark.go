@@ -13,9 +13,6 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// markStage is the ledger's number for marked datagrams, next to sizeStage.
-const markStage = 8 << 16
-
 // What marked datagrams carry: expedited forwarding (RFC 3246) as media do,
 // ECT(0) (RFC 3168), and the time to live that most systems begin with.
 const (

@@ -15,12 +15,18 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// Stages of a datagram probe after its first exchange are probes of their own
-// in the ledger, so that their counts stay apart.
+// What the client adds to a probe's number, of protocol's list.
 const (
-	sizeStage = 1 << 16
-	idleStage = 2 << 16
+	sizeStage  = protocol.PartSize
+	idleStage  = protocol.PartIdle
+	markStage  = protocol.PartMark
+	nameStage  = protocol.PartName
+	alpnStage  = protocol.PartALPN
+	plainStage = protocol.PartPlain
 )
+
+// portStages are for the ports that a comparison tries.
+var portStages = [...]uint32{protocol.PartPort, protocol.PartAnother}
 
 // probe runs one probe and gives what it saw, for each port or run of ports.
 func (r *runner) probe(ctx context.Context, p Probe) []Observation {

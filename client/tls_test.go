@@ -135,7 +135,7 @@ func TestComparisonsAreNoEvidenceOfTheProbe(t *testing.T) {
 	o := Observation{Probe: 1, Addr: farAddr, Ports: ports(t, "443"), Sent: 1, Stage: "tls", Fault: "eof", TLS: handshakeOf(nil), Controls: []Comparison{
 		{What: OtherName, Probe: 1 + nameStage, Port: 443, Stage: "done", HelloDigest: "03"},
 		{What: NoALPN, Probe: 1 + alpnStage, Port: 443, Stage: "tls", Fault: "eof", HelloDigest: "04"},
-		{What: OtherPort, Probe: 1 + portStage, Port: 8443, Stage: "done", HelloDigest: "05"},
+		{What: OtherPort, Probe: 1 + portStages[0], Port: 8443, Stage: "done", HelloDigest: "05"},
 	}}
 	far := of(t, func(l *wire.Ledger) { l.SYNs = []wire.Caught{{Ports: ports(t, "443"), N: 2}} },
 		strayTLS("eof", handshakeOf(func(s *wire.TLSSeen) { s.HelloDigest = "04" })))

@@ -36,23 +36,43 @@ func newDialogue(c net.Conn, stall time.Duration) *dialogue {
 func (d *dialogue) Read(b []byte) (int, error) { return d.r.Read(b) }
 
 // over goes on with another connection, such as TLS on top of this one. It fails
-// when something came before that, which would be read as if it had been
-// protected (CVE-2011-0411).
+// as early does.
 func (d *dialogue) over(c net.Conn) error {
-	if n := d.r.Buffered(); n > 0 {
-		return fmt.Errorf("%d bytes came before TLS began: %w", n, errAltered)
+	if err := d.early(); err != nil {
+		return err
 	}
 	d.Conn = c
 	d.r.Reset(c)
 	return nil
 }
 
+// early fails where bytes came before TLS began, which would be taken for
+// protected ones (CVE-2011-0411, of the near end CVE-2021-38371). They are
+// recorded, so that both ends' records show who put them in.
+func (d *dialogue) early() error {
+	b, _ := d.r.Peek(d.r.Buffered())
+	if len(b) == 0 {
+		return nil
+	}
+	for line := range strings.Lines(string(b)) {
+		d.said.Hear(strings.TrimRight(line, "\r\n"))
+	}
+	return fmt.Errorf("%d bytes came before TLS began: %w", len(b), errAltered)
+}
+
 // say sends one line.
 func (d *dialogue) say(format string, args ...any) error {
-	line := fmt.Sprintf(format, args...)
-	d.said.Say(line)
-	d.SetWriteDeadline(time.Now().Add(d.stall))
-	_, err := d.Write([]byte(line + "\r\n"))
+	return d.sayWith("\r\n", d.stall, fmt.Sprintf(format, args...))
+}
+
+// sayWith sends lines at one time, as answers of several lines are sent, each
+// with its end.
+func (d *dialogue) sayWith(end string, within time.Duration, lines ...string) error {
+	for _, line := range lines {
+		d.said.Say(line)
+	}
+	d.SetWriteDeadline(time.Now().Add(within))
+	_, err := d.Write([]byte(strings.Join(lines, end) + end))
 	return err
 }
 

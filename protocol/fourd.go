@@ -48,19 +48,6 @@ func claims4D(peek Peek) bool { return fourDFrame.claims(peek) || isLogin4D(peek
 // isLogin4D tells a command of the SQL server: "001 LOGIN".
 func isLogin4D(b []byte) bool { return string(b) == "001 " }
 
-// insideTLS makes the near end of what is spoken inside TLS.
-func insideTLS(probe func(context.Context, net.Conn, Exchange) Result) func(context.Context, net.Conn, Exchange) Result {
-	return func(ctx context.Context, c net.Conn, x Exchange) Result {
-		began := time.Now()
-		tc, seen, r := x.overTLS(ctx, c)
-		if tc != nil {
-			r = probe(ctx, tc, x)
-		}
-		r.TLS, r.Took = seen, time.Since(began)
-		return r
-	}
-}
-
 func probe4D(ctx context.Context, c net.Conn, x Exchange) Result {
 	if x.Port != fourDSQLPort {
 		return fourDFrame.probe(ctx, c, x)

@@ -66,8 +66,9 @@ func (e mailError) Error() string { return string(e) }
 // probe gives the near end; inside tells that TLS comes first.
 func (d *mailDialect) probe(inside bool) func(context.Context, net.Conn, Exchange) Result {
 	return func(ctx context.Context, c net.Conn, x Exchange) (r Result) {
-		defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-		n := &nearMail{dialogue: newDialogue(mortal{c, ctx}, x.Stall), x: x, r: &r, steps: r.steps(), inside: inside}
+		c, stop := bind(ctx, c)
+		defer stop()
+		n := &nearMail{dialogue: newDialogue(c, x.Stall), x: x, r: &r, steps: r.steps(), inside: inside}
 		r.Said = n.said
 		if inside && !n.secure(ctx) {
 			return r
@@ -119,20 +120,6 @@ func (n *nearMail) secure(ctx context.Context) bool {
 	n.steps(StageTLS, failed.Err)
 	n.r.Fault, n.r.Sample = failed.Fault, failed.Sample
 	return false
-}
-
-// early fails where bytes came before TLS began, which would be taken for
-// protected ones (CVE-2011-0411, of the near end CVE-2021-38371). They are
-// recorded, so that both ends' records show who put them in.
-func (d *dialogue) early() error {
-	b, _ := d.r.Peek(d.r.Buffered())
-	if len(b) == 0 {
-		return nil
-	}
-	for line := range strings.Lines(string(b)) {
-		d.said.Hear(strings.TrimRight(line, "\r\n"))
-	}
-	return fmt.Errorf("%d bytes came before TLS began: %w", len(b), errAltered)
 }
 
 func (n *nearMail) say(lines ...string) error {
@@ -187,8 +174,9 @@ func notOffered(command, answer string, err error) error {
 // serve gives the far end; inside tells that this is within TLS already.
 func (d *mailDialect) serve(inside bool) func(context.Context, net.Conn, Far) []wire.Event {
 	return func(ctx context.Context, c net.Conn, far Far) []wire.Event {
-		defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
-		f := &farMail{dialogue: newDialogue(mortal{c, ctx}, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()),
+		c, stop := bind(ctx, c)
+		defer stop()
+		f := &farMail{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()),
 			inTLS: inside, left: mailCommands, until: time.Now().Add(mailTime)}
 		f.e.Said, f.e.Stage = f.said, StageBanner
 		f.ended(d, d.converse(f))
@@ -360,32 +348,3 @@ func plainCredentials(b64 string) string {
 const onlyMail = "From: wallprobe <postmaster@" + mailDomain + ">\r\nTo: you <you@" + mailDomain + ">\r\n" +
 	"Subject: This mailbox is a test\r\nDate: Thu, 01 Jan 2026 00:00:00 +0000\r\nMessage-ID: <1@" + mailDomain + ">\r\n\r\n" +
 	"A firewall between you and this server lets you read your mail.\r\n"
-
-// mortal is a connection that stays ended once its context has: a deadline that
-// is set by somebody who does not know yet must not bring it back.
-type mortal struct {
-	net.Conn
-	ctx context.Context
-}
-
-func (m mortal) past(err error) error {
-	if m.ctx.Err() != nil {
-		return m.Conn.SetDeadline(time.Unix(1, 0))
-	}
-	return err
-}
-
-func (m mortal) SetDeadline(t time.Time) error      { return m.past(m.Conn.SetDeadline(t)) }
-func (m mortal) SetReadDeadline(t time.Time) error  { return m.past(m.Conn.SetReadDeadline(t)) }
-func (m mortal) SetWriteDeadline(t time.Time) error { return m.past(m.Conn.SetWriteDeadline(t)) }
-
-// sayWith sends lines at one time, as answers of several lines are sent, each
-// with its end.
-func (d *dialogue) sayWith(end string, within time.Duration, lines ...string) error {
-	for _, line := range lines {
-		d.said.Say(line)
-	}
-	d.SetWriteDeadline(time.Now().Add(within))
-	_, err := d.Write([]byte(strings.Join(lines, end) + end))
-	return err
-}

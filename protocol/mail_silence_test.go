@@ -137,7 +137,8 @@ func TestEndedContextIsNotOutlivedByANewDeadline(t *testing.T) {
 	inBubble(t, func(t *testing.T, near, far net.Conn) {
 		ctx, cancel := contextFor(t)
 		cancel()
-		m := mortal{near, ctx}
+		m, stop := bind(ctx, near)
+		defer stop()
 		m.SetReadDeadline(time.Now().Add(time.Hour))
 		m.SetWriteDeadline(time.Now().Add(time.Hour))
 		m.SetDeadline(time.Now().Add(time.Hour))

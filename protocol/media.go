@@ -31,12 +31,7 @@ var gotoMedia = &Protocol{
 }
 
 // mediaFor is how long the media flow, or half of the stall where that is less.
-// MediaVideo is added to a probe's number for its video, so that its counts
-// stay apart from the audio's in the ledger.
-const (
-	mediaFor   = time.Second
-	MediaVideo = 3 << 16
-)
+const mediaFor = time.Second
 
 // A flow is one of the streams side by side.
 type mediaFlow struct {

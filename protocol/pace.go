@@ -6,7 +6,8 @@ import (
 	"time"
 )
 
-// A pace measures the receiving side of a data phase.
+// A pace measures one side of a data phase, mostly the receiving one. One
+// goroutine uses it.
 type pace struct {
 	began, last time.Time
 	longest     time.Duration
@@ -14,7 +15,7 @@ type pace struct {
 
 func newPace() *pace { now := time.Now(); return &pace{began: now, last: now} }
 
-// came notes that n bytes came.
+// came notes that n bytes came, or went.
 func (p *pace) came(n int) {
 	if n > 0 {
 		now := time.Now()

@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -214,25 +213,19 @@ func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, e
 
 // checkStream reads n bytes and stops at the first that differs from s.
 func checkStream(c source, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
-	got, want := make([]byte, min(chunk, int(n))), make([]byte, min(chunk, int(n)))
-	var total int64
-	for total < int64(n) {
+	got := make([]byte, min(chunk, int(n)))
+	w := compared{want: s, buf: make([]byte, len(got))}
+	for w.n < int64(n) {
 		c.SetReadDeadline(time.Now().Add(stall))
-		k, err := c.Read(got[:min(int64(len(got)), int64(n)-total)])
-		s.Read(want[:k])
-		if !bytes.Equal(got[:k], want[:k]) {
-			for i := range k {
-				if got[i] != want[i] {
-					return total + int64(i), fmt.Errorf("byte %d: %w", total+int64(i), errAltered)
-				}
-			}
+		k, err := c.Read(got[:min(int64(len(got)), int64(n)-w.n)])
+		if _, bad := w.Write(got[:k]); bad != nil {
+			return w.n, bad
 		}
-		total += int64(k)
 		if err != nil {
-			return total, err
+			return w.n, err
 		}
 	}
-	return total, nil
+	return w.n, nil
 }
 
 // servePlain is the far end. It returns one event.

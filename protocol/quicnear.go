@@ -100,9 +100,6 @@ type besideQUIC struct{ passes string }
 func (e besideQUIC) Error() string { return e.passes }
 func (besideQUIC) Unwrap() error   { return context.DeadlineExceeded }
 
-// besideProbe is added to the number of a probe for what is sent beside it.
-const besideProbe = 3 << 16
-
 // beside asks what passes on the port where QUIC does not: plain datagrams,
 // small and as large as QUIC's, and QUIC of a version that nobody speaks, which
 // every server answers in clear (RFC 9000 section 6).
@@ -113,7 +110,7 @@ func (x Exchange) beside(ctx context.Context, c net.Conn, limit time.Duration) s
 		size   int
 		passes bool
 	}{{"datagrams of 84 bytes", wire.MessageSize, false}, {"datagrams of 1200 bytes", quicPacket, false}, {"QUIC of an unknown version", 0, false}}
-	x.Probe += besideProbe
+	x.Probe += partBeside
 	x.Bytes, x.Idle = 0, 0
 	unknown, ids := unknownVersion()
 	began := time.Now()

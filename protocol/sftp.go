@@ -164,7 +164,7 @@ func (n *sftpNear) data(chans <-chan ssh.NewChannel) error {
 		return err
 	}
 	slower := max(half.Sub(began), time.Since(half))
-	n.r.Rate = float64(n.x.Bytes) / max(slower.Seconds(), 1e-9)
+	n.r.Rate = rate(int64(n.x.Bytes), slower)
 	return nil
 }
 

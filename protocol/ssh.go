@@ -6,7 +6,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strings"
 	"sync"
@@ -198,31 +197,4 @@ func settled(c *sshConn, conn ssh.Conn, err error) error {
 // so many bytes.
 func overallBound(n uint32, idle time.Duration) time.Time {
 	return time.Now().Add(time.Hour + idle + 2*time.Duration(n/minRate)*time.Second)
-}
-
-// compared checks what is written to it against a stream.
-type compared struct {
-	want io.Reader
-	n    int64 // bytes that are as they should be
-	buf  []byte
-}
-
-func (c *compared) Write(b []byte) (int, error) {
-	done := 0
-	for done < len(b) {
-		if c.buf == nil {
-			c.buf = make([]byte, chunk)
-		}
-		want := c.buf[:min(len(c.buf), len(b)-done)]
-		c.want.Read(want)
-		for i, got := range b[done : done+len(want)] {
-			if got != want[i] {
-				c.n += int64(i)
-				return done + i, fmt.Errorf("byte %d: %w", c.n, errAltered)
-			}
-		}
-		c.n += int64(len(want))
-		done += len(want)
-	}
-	return done, nil
 }

@@ -29,13 +29,20 @@ func isTLS(b []byte) bool { return len(b) >= 2 && b[0] == 0x16 && b[1] == 3 }
 // probeTLS is the near end: a handshake for the path's name, then the plain
 // exchange inside.
 func probeTLS(ctx context.Context, c net.Conn, x Exchange) Result {
-	began := time.Now()
-	tc, seen, r := x.overTLS(ctx, c)
-	if tc != nil {
-		r = probePlain(ctx, tc, x)
+	return insideTLS(probePlain)(ctx, c, x)
+}
+
+// insideTLS makes the near end of what is spoken inside TLS.
+func insideTLS(probe func(context.Context, net.Conn, Exchange) Result) func(context.Context, net.Conn, Exchange) Result {
+	return func(ctx context.Context, c net.Conn, x Exchange) Result {
+		began := time.Now()
+		tc, seen, r := x.overTLS(ctx, c)
+		if tc != nil {
+			r = probe(ctx, tc, x)
+		}
+		r.TLS, r.Took = seen, time.Since(began)
+		return r
 	}
-	r.TLS, r.Took = seen, time.Since(began)
-	return r
 }
 
 // overTLS shakes hands for the path's name, offering the ALPN names. When that

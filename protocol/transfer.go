@@ -1,9 +1,11 @@
 package protocol
 
 import (
+	"bytes"
 	"context"
+	"fmt"
+	"io"
 	"net"
-	"sync"
 	"time"
 )
 
@@ -40,38 +42,17 @@ const minRate = 1 << 10
 // A metered connection carries one transfer: it notes the longest pause and
 // keeps deadlines from adding up beyond what minRate allows.
 type metered struct {
-	net.Conn
+	pacedConn
 	until time.Time
-	mu    sync.Mutex
-	began time.Time
-	last  time.Time
-	pause time.Duration
 }
 
 func meter(c net.Conn, n uint32, stall time.Duration) *metered {
-	now := time.Now()
-	return &metered{Conn: c, began: now, last: now, until: now.Add(stall + time.Duration(n/minRate)*time.Second)}
-}
-
-func (m *metered) moved(n int) {
-	if n == 0 {
-		return
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	now := time.Now()
-	m.pause, m.last = max(m.pause, now.Sub(m.last)), now
-}
-
-func (m *metered) Read(b []byte) (int, error) {
-	n, err := m.Conn.Read(b)
-	m.moved(n)
-	return n, err
+	return &metered{pacedConn{c, newPace()}, time.Now().Add(stall + time.Duration(n/minRate)*time.Second)}
 }
 
 func (m *metered) Write(b []byte) (int, error) {
 	n, err := m.Conn.Write(b)
-	m.moved(n)
+	m.came(n)
 	return n, err
 }
 
@@ -88,10 +69,44 @@ func (m *metered) SetWriteDeadline(t time.Time) error { return m.Conn.SetWriteDe
 
 // measured adds a transfer of n bytes that ended now to a result.
 func (r *Result) measured(m *metered, n uint32) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	r.Pause = max(r.Pause, m.pause)
-	if rate := float64(n) / max(time.Since(m.began).Seconds(), 1e-9); n > 0 && (r.Rate == 0 || rate < r.Rate) {
-		r.Rate = rate
+	r.Pause = max(r.Pause, m.pause(false))
+	if made := rate(int64(n), time.Since(m.began)); made > 0 && (r.Rate == 0 || made < r.Rate) {
+		r.Rate = made
 	}
+}
+
+// compared checks what is written to it against a stream.
+type compared struct {
+	want io.Reader
+	n    int64 // bytes that are as they should be
+	buf  []byte
+}
+
+func (c *compared) Write(b []byte) (int, error) {
+	done := 0
+	for done < len(b) {
+		if c.buf == nil {
+			c.buf = make([]byte, chunk)
+		}
+		want := c.buf[:min(len(c.buf), len(b)-done)]
+		c.want.Read(want)
+		if got := b[done : done+len(want)]; !bytes.Equal(got, want) {
+			i := differ(got, want)
+			c.n += int64(i)
+			return done + i, fmt.Errorf("byte %d: %w", c.n, errAltered)
+		}
+		c.n += int64(len(want))
+		done += len(want)
+	}
+	return done, nil
+}
+
+// differ is where two slices of one length first differ.
+func differ(a, b []byte) int {
+	for i := range a {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return len(a)
 }
