@@ -97,6 +97,9 @@ func (e *portEvidence) cutWhy() string {
 	switch o.Stage {
 	case protocol.StageData:
 		why = fmt.Sprintf("after %d bytes received and %d sent: %s", o.Down, o.Up, ended(o.Fault))
+		if o.Down == 0 && o.Up == 0 && o.Step != "" {
+			why = "before the first byte of data: " + ended(o.Fault)
+		}
 	case protocol.StageIdle:
 		why = fmt.Sprintf("after %.3g s of silence: %s", o.Seconds, ended(o.Fault))
 	}

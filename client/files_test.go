@@ -86,7 +86,7 @@ func TestFindingTellsWhatAHelperRewroteAndWhichStepFailed(t *testing.T) {
 		"active":           {Open, `rewritten by a helper on the way: "PORT 10,77,1,2,160,1" was sent, "PORT 198,51,100,1,4,1" arrived at the reflector`},
 		"passive":          {Open, ""},
 		"extended active":  {Altered, `"STOR 5.bin" was sent, "STOR 6.bin" arrived at the reflector`},
-		"extended passive": {Cut, "after 0 bytes received and 0 sent: nothing more came (EPSV, connecting to 198.51.100.10:4000); at the reflector, stage data: the connection was closed"},
+		"extended passive": {Cut, "before the first byte of data: nothing more came (EPSV, connecting to 198.51.100.10:4000); at the reflector, stage data: the connection was closed"},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(conclusion{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -95,14 +95,17 @@ func (e Expectation) judge(r *client.Result, behind func(string) *client.Result,
 	case e.Path != "":
 		return e.judgePath(r, itself)
 	}
-	here, there, missing := e.ratio(r, behind)
-	switch {
+	d, missing := e.ratio(r, behind)
+	switch times := d.here / d.there; {
 	case missing != "":
 		return Unmeasured, missing
-	case here <= clearly*there:
-		return Contradicted, fmt.Sprintf("the delay is %.2f times that behind %s", here/there, e.Than)
+	case times > clearly:
+		return Confirmed, ""
+	case d.noise > clearly:
+		return Unmeasured, fmt.Sprintf("the delay is %.2f times that behind %s, and the quickest runs of the same differ by %.2f times on this machine", times, e.Than, d.noise)
+	default:
+		return Contradicted, fmt.Sprintf("the delay is %.2f times that behind %s", times, e.Than)
 	}
-	return Confirmed, ""
 }
 
 func (e Expectation) judgeOutcome(r *client.Result) (Status, string) {
@@ -191,46 +194,57 @@ func (e Expectation) name() string { return join(" ", e.Path, e.Part) }
 // counts as slower: less is within what two runs of the same differ by.
 const clearly = 1.25
 
+// A delay compares the shortest round trips behind two firewalls, in
+// milliseconds. noise is how many times the shortest the next one took, behind
+// the firewall for which that is more; 1 where there is only one.
+type delay struct{ here, there, noise float64 }
+
 // ratio compares the delay on the paths with that behind the other firewall.
 // missing says what is not known.
-func (e Expectation) ratio(r *client.Result, behind func(string) *client.Result) (here, there float64, missing string) {
+func (e Expectation) ratio(r *client.Result, behind func(string) *client.Result) (d delay, missing string) {
 	var other *client.Result
 	if behind != nil {
 		other = behind(e.Than)
 	}
 	if other == nil || !other.Complete {
-		return 0, 0, "nothing was measured behind " + e.Than + ", with which this is compared"
+		return d, "nothing was measured behind " + e.Than + ", with which this is compared"
 	}
 	// What came through only once would be compared with something else.
+	var here, there []float64
 	near, far := delays(r, e.Slower), delays(other, e.Slower)
-	for probe, ms := range near {
-		if far[probe] > 0 && (here == 0 || ms < here) {
-			here = ms
+	for probe := range near {
+		if len(far[probe]) > 0 {
+			here, there = append(here, near[probe]...), append(there, far[probe]...)
 		}
 	}
-	for probe, ms := range far {
-		if near[probe] > 0 && (there == 0 || ms < there) {
-			there = ms
-		}
+	if len(here) == 0 {
+		return d, "no exchange came through on " + strings.Join(e.Slower, ", ") + " both here and behind " + e.Than
 	}
-	if here == 0 {
-		return 0, 0, "no exchange came through on " + strings.Join(e.Slower, ", ") + " both here and behind " + e.Than
-	}
-	return here, there, ""
+	slices.Sort(here)
+	slices.Sort(there)
+	return delay{here[0], there[0], max(noise(here), noise(there))}, ""
 }
 
-// delays are the shortest round trips of each probe on some paths, in
-// milliseconds, of exchanges that came to their end: the longer ones say more
-// of what else the machine did meanwhile than of the way.
-func delays(r *client.Result, paths []string) map[uint32]float64 {
-	out := make(map[uint32]float64)
+// noise is how many times the shortest of sorted round trips the next one took.
+func noise(sorted []float64) float64 {
+	if len(sorted) < 2 {
+		return 1
+	}
+	return sorted[1] / sorted[0]
+}
+
+// delays are the round trips of each probe on some paths, in milliseconds, of
+// exchanges that came to their end. The shortest count: the longer ones say
+// more of what else the machine did meanwhile than of the way.
+func delays(r *client.Result, paths []string) map[uint32][]float64 {
+	out := make(map[uint32][]float64)
 	for _, f := range r.Findings {
 		if !slices.Contains(paths, f.Path) {
 			continue
 		}
 		for _, o := range f.Evidence.Near {
-			if o.Fault == "" && o.RTT > 0 && (out[o.Probe] == 0 || o.RTT < out[o.Probe]) {
-				out[o.Probe] = o.RTT
+			if o.Fault == "" && o.RTT > 0 {
+				out[o.Probe] = append(out[o.Probe], o.RTT)
 			}
 		}
 	}
@@ -245,11 +259,11 @@ func (e Expectation) tell(r *client.Result, behind func(string) *client.Result, 
 	case e.Path != "":
 		return e.tellPath(r, itself)
 	}
-	here, there, missing := e.ratio(r, behind)
+	d, missing := e.ratio(r, behind)
 	if missing != "" {
 		return "the delay is unknown"
 	}
-	return fmt.Sprintf("round trip %.2f ms, %.2f ms behind %s: %.1f times", here, there, e.Than, here/there)
+	return fmt.Sprintf("round trip %.2f ms, %.2f ms behind %s: %.1f times", d.here, d.there, e.Than, d.here/d.there)
 }
 
 func (e Expectation) tellPath(r *client.Result, itself bool) string {
@@ -311,7 +325,7 @@ func tell(r *client.Result, id string) string {
 	case o == nil:
 		return id + " was not measured"
 	case o.Works:
-		return fmt.Sprintf("%s: works, by way of %s", o.Title, o.Via)
+		return fmt.Sprintf("%s: works (%s)", o.Title, o.Via)
 	case o.Unknown:
 		return o.Title + ": unknown"
 	}

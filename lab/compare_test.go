@@ -33,6 +33,7 @@ var (
 		{Path: "FTP", Part: "sideways", Passes: new(false)}, {Path: "STANDIN", Part: "passive", Passes: new(false)},
 		{Slower: []string{"OPEN"}, Than: "never built"}, {Slower: []string{"OPEN"}, Than: "killed"},
 		{Slower: []string{"LOST"}, Than: "faster"}, {Slower: []string{"OPEN"}, Than: "deaf"},
+		{Slower: []string{"OPEN"}, Than: "noisy"},
 	}
 )
 
@@ -69,7 +70,7 @@ func ran() *client.Result {
 			{ID: "unknown", Title: "it may work", Unknown: true, Why: "way: SILENT silent"},
 		},
 		Findings: []client.Finding{
-			timed("OPEN", client.Open, 40, 1, 10), untimed, timed("DEGRADED", client.Degraded), timed("SILENT", client.Silent), timed("UNTRIED", client.Unmeasured),
+			timed("OPEN", client.Open, 11, 1, 10), untimed, timed("DEGRADED", client.Degraded), timed("SILENT", client.Silent), timed("UNTRIED", client.Unmeasured),
 			timed("BOTH", client.Open), timed("BOTH", client.RequestLost), parts("FTP", ""), parts("NAMED", "update.example "), timed("ALIKE", client.RequestLost), standIn, any, none,
 		},
 	}
@@ -79,6 +80,7 @@ func behind(firewall string) *client.Result {
 	return map[string]*client.Result{
 		"faster": {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
 		"same":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9)}},
+		"noisy":  {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9, 0, 18)}},
 		"killed": {Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
 		"deaf":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.RequestLost)}},
 	}[firewall]
@@ -172,7 +174,7 @@ func TestCompareTellsWhatWasMeasured(t *testing.T) {
 	for i, v := range []Variant{{}, other} {
 		got[i].Status, got[i].Measured, got[i].Reason = x.Compare(v, r, behind)
 	}
-	outcomes := "; it works: works, by way of the way; it fails: fails; it may work: unknown; none was not measured; session (TOLD): open, host to relay"
+	outcomes := "; it works: works (the way); it fails: fails; it may work: unknown; none was not measured; session (TOLD): open, host to relay"
 	want := []told{
 		{Contradicted, "OPEN: open; DEGRADED: degraded; BOTH: open and request-lost" + outcomes, "BOTH request-lost; the rest is not measured"},
 		{Contradicted, "round trip 10.00 ms, 9.00 ms behind same: 1.1 times" + outcomes, "the delay is 1.11 times that behind same; the rest is not measured"},

@@ -26,7 +26,7 @@ func dropped(r *client.Result, o Options) []string {
 		}
 		text := fmt.Sprintf("firewall: rule %d in %s %s %s: ", rule.Index, rule.Chain, did, count(rule.Packets, "packet"))
 		if !o.Details {
-			out = append(out, text+shorten(clean(rule.Text), max(minimum, o.width()-4-textWidth(text))))
+			out = append(out, text+shorten(clean(rule.Text), max(minimum, 2*(o.width()-8)-textWidth(text))))
 			continue
 		}
 		out = append(out, text+rule.Text)
@@ -102,13 +102,28 @@ func reason(oc client.Outcome) string {
 	return oc.Via
 }
 
-// few shortens a list of paths that do not survive.
+// few shortens a list of paths that do not survive. A verdict that neighbours
+// share is told once.
 func few(stopped []string) string {
 	const most = 3
-	if more := len(stopped) - most; more > 1 {
-		return fmt.Sprintf("%s and %d more paths", strings.Join(stopped[:most], ", "), more)
+	more := len(stopped) - most
+	if more <= 1 {
+		return strings.Join(shared(stopped), ", ")
 	}
-	return strings.Join(stopped, ", ")
+	return fmt.Sprintf("%s and %d more paths", strings.Join(shared(stopped[:most]), ", "), more)
+}
+
+// shared leaves out of "A lost", "B lost" what the next one says again: "A", "B
+// lost".
+func shared(stopped []string) []string {
+	out := slices.Clone(stopped)
+	for i := range len(out) - 1 {
+		path, verdict, _ := strings.Cut(stopped[i], " ")
+		if _, next, _ := strings.Cut(stopped[i+1], " "); verdict == next {
+			out[i] = path
+		}
+	}
+	return out
 }
 
 // notices say what is missing from a result, and the next step.

@@ -220,19 +220,23 @@ func counts(a *client.Attempts, d scenarios.Direction, ledger bool) string {
 // share says how much of a range passes, and how much the application needs.
 func share(f *client.Finding) string {
 	passing, all := 0, 0
-	aimed, several := false, false // at different destinations; at several ports of one
+	aimed, several := false, false // at different destinations or variants; at several ports of one
+	hosts := false                 // at different destinations
 	for _, p := range f.Parts {
 		all += p.Ports.Len()
 		if p.Verdict.Passes() {
 			passing += p.Ports.Len()
 		}
 		aimed = aimed || p.Target != f.Parts[0].Target
+		hosts = hosts || isHost(p.Target)
 		several = several || p.Ports.Len() > 1
 	}
 	things := "ports"
 	switch {
 	case aimed && several:
 		things = "ports of several destinations"
+	case aimed && !hosts:
+		things = "variants"
 	case aimed:
 		things = "destinations"
 	}
@@ -244,6 +248,12 @@ func share(f *client.Finding) string {
 		return text + ", half is enough"
 	}
 	return text
+}
+
+// isHost tells a part's name or address from a variant: "http/1.1" is one.
+func isHost(target string) bool {
+	host, _, _ := strings.Cut(target, " ")
+	return strings.ContainsAny(host, ".:") && !strings.Contains(host, "/")
 }
 
 // standIn says what was spoken where the protocol itself is not.
@@ -273,6 +283,7 @@ func parts(t *Table, f *client.Finding, o Options) {
 		shown = shown[:maxParts]
 	}
 	one := !slices.ContainsFunc(f.Parts, func(p client.Part) bool { return p.Target != f.Parts[0].Target })
+	alike := !slices.ContainsFunc(f.Parts, func(p client.Part) bool { return !slices.Equal(p.Ports, f.Ports) })
 	for _, p := range shown {
 		if one {
 			p.Target = ""
@@ -282,10 +293,14 @@ func parts(t *Table, f *client.Finding, o Options) {
 			why = "" // the counts say it
 		}
 		attempts := ""
-		if p.Attempts != nil && p.Attempts.Sent > 0 {
+		if p.Attempts != nil && p.Attempts.Sent > 0 && !(f.Transport == scenarios.TCP && p.Attempts.Sent == 1 && p.Attempts.Seen == 1) {
 			attempts = fmt.Sprintf("%s sent, %s seen", Group(p.Attempts.Sent), Group(p.Attempts.Seen))
 		}
-		in.add(o.verdict(p.Verdict), cell{text: ports(p.Ports, "")}, cell{text: p.Target}, cell{text: attempts}, cell{text: why})
+		on := ports(p.Ports, "")
+		if alike && !one {
+			on = "" // as the finding's
+		}
+		in.add(o.verdict(p.Verdict), cell{text: on}, cell{text: p.Target}, cell{text: attempts}, cell{text: why})
 	}
 	t.under(below{column: colVerdict, table: in})
 	if more := len(f.Parts) - len(shown); more > 0 {

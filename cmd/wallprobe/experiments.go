@@ -139,7 +139,7 @@ func (t task) place(most int64) place {
 
 // delayRuns is how often delays are measured that are to be compared: one
 // round trip within a machine says more of the machine than of the way.
-const delayRuns = 5
+const delayRuns = 12
 
 // against is the place behind another firewall with which a task is compared.
 func (t task) against(firewall string, most int64) place {

@@ -231,8 +231,19 @@ func (d *display) roles() *report.Table {
 
 func (d *display) paths() *report.Table {
 	t := d.table(0, 1, 0, 0, 0, 0, 0)
+	for column, most := range map[int]int{3: 19, 4: 19, 5: 11} { // ports, protocol, need
+		t.Columns[column].Max = most
+	}
+	told := make(map[string]string) // by a path before
 	for _, p := range d.s.Paths {
 		kind, wires := wiresOf(p)
+		for i, text := range wires {
+			if id := told[text]; id != "" {
+				wires[i] = "wire: as " + id
+				continue
+			}
+			told[text] = p.ID
+		}
 		t.Row(p.ID, p.Title, string(p.Direction), portsOf(p), p.Protocol, needOf(p), kind)
 		from := strings.Join(p.From, ", ") + " -> " + strings.Join(p.To, ", ")
 		if b := basisOf(p); b != "" {

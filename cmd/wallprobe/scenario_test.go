@@ -63,7 +63,7 @@ Roles
   far  a server    at internet
 
 Paths
-  O-1  web         out  443/tcp+udp                 sooner  required          stand-in
+  O-1  web         out  443/tcp+udp          sooner  required     stand-in
        pc -> far; inferred: transport
        names: a.example.com
        carries 20,000 bytes each way
@@ -71,14 +71,16 @@ Paths
        udp wire: in place of sooner: wallprobe's own message in datagrams, small ones and one of the
        size that the application sends, answered by one no longer
        D9: “通信”
-  O-2  media       out  own 5000-5100/udp to 40000          conditional       own
+  O-2  media       out  own 5000-5100/udp            conditional  own
+                        to 40000
        pc -> far; external
        required when video
        addresses: 192.0.2.0/24
        each session draws one port at random
        may lose 5 % of the datagrams
        wire: a bare message of wallprobe's own to every port of the range
-  O-3  nothing in  in                                       need not be open  unmeasured
+  O-3  nothing in  in                                need not be  unmeasured
+                                                     open
        far -> pc
        unmeasured: no port is named
 
