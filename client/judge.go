@@ -92,14 +92,14 @@ func judgeFinding(f *Finding, v *farView) {
 const rewrittenWhy = "rewritten by a helper on the way: "
 
 // alike tells whether there is nothing to tell apart. Of parts that pass, what
-// their evidence says beside does not count, unless a helper had a hand in it.
+// their evidence says beside does not count, unless it is telling.
 func alike(parts []Part) (why string, same bool) {
 	why = parts[0].Why
 	for _, p := range parts[1:] {
 		if p.Verdict != parts[0].Verdict || p.Why != parts[0].Why && !p.Verdict.Passes() {
 			return "", false
 		}
-		if p.Why != why && (strings.HasPrefix(p.Why, rewrittenWhy) || strings.HasPrefix(why, rewrittenWhy)) {
+		if p.Why != why && (telling(p.Why) || telling(why)) {
 			return "", false
 		}
 		if p.Why != why {
@@ -109,11 +109,20 @@ func alike(parts []Part) (why string, same bool) {
 	return why, true
 }
 
+// telling tells whether the reason of what is open says what may differ: a
+// helper's hand, or how a transfer went.
+func telling(why string) bool {
+	return strings.HasPrefix(why, rewrittenWhy) || strings.Contains(why, eachWay)
+}
+
 // sumUp is the verdict over parts that differ.
 func sumUp(parts []Part) (Verdict, string) {
 	first := parts[0]
 	same := func(p Part) bool { return p.Verdict == first.Verdict }
 	if !slices.ContainsFunc(parts, func(p Part) bool { return !same(p) }) {
+		if strings.Contains(first.Why, eachWay) {
+			return first.Verdict, ""
+		}
 		return first.Verdict, first.Why // alike but for the reasons, which the parts tell
 	}
 	if slices.ContainsFunc(parts, func(p Part) bool { return p.Verdict.Passes() }) {
@@ -305,12 +314,15 @@ func also(said ...string) string {
 	return strings.Join(slices.DeleteFunc(said, func(s string) bool { return s == "" }), "; ")
 }
 
+// eachWay stands between the size and the rate of a large transfer.
+const eachWay = " each way at "
+
 // carried tells of a large transfer.
 func (o *Observation) carried() string {
 	if o.Rate == 0 || o.Up < 1<<20 {
 		return ""
 	}
-	text := fmt.Sprintf("%s each way at %s/s", size(float64(o.Up)), size(o.Rate))
+	text := size(float64(o.Up)) + eachWay + size(o.Rate) + "/s"
 	if o.Pause >= 1 {
 		text += fmt.Sprintf(", once standing still for %.1f s", o.Pause)
 	}

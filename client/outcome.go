@@ -9,15 +9,31 @@ import (
 )
 
 // Outcomes tells which of the outcomes for a near role work: the first way
-// whose paths all survive wins.
+// whose paths all survive wins. Where the scenario was confined to some of its
+// paths, those that cannot be decided by them are left out.
 func Outcomes(s *scenarios.Scenario, role string, findings []Finding) []Outcome {
 	var out []Outcome
 	for _, o := range s.Outcomes {
-		if slices.Contains(o.Roles, role) {
-			out = append(out, outcome(o, findings))
+		if !slices.Contains(o.Roles, role) {
+			continue
+		}
+		res := outcome(o, findings)
+		if res.Works || !confined(s, o) {
+			out = append(out, res)
 		}
 	}
 	return out
+}
+
+// confined tells whether a path of an outcome was left out of the scenario.
+func confined(s *scenarios.Scenario, o scenarios.Outcome) bool {
+	has := func(ref string) bool {
+		id, _, _ := strings.Cut(ref, "/")
+		return slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool { return p.ID == id })
+	}
+	return len(s.Paths) > 0 && slices.ContainsFunc(o.Ways, func(w scenarios.Way) bool {
+		return slices.ContainsFunc(w.Paths, func(ref string) bool { return !has(ref) })
+	})
 }
 
 func outcome(o scenarios.Outcome, findings []Finding) Outcome {

@@ -98,3 +98,19 @@ func TestOnlyOpenAndDegradedPass(t *testing.T) {
 		}
 	}
 }
+
+// Of paths that were not asked for nothing is told: neither that an outcome
+// fails nor that it could not be decided.
+func TestAnOutcomeThatTheAskedPathsCannotDecideIsLeftOut(t *testing.T) {
+	s := asked("A", "B")
+	s.Paths = []scenarios.Path{{ID: "A"}}
+	for findings, want := range map[string]int{"A/tcp=open": 1, "A/tcp=request-lost": 0} {
+		if got := Outcomes(s, "a", found(findings)); len(got) != want {
+			t.Errorf("%s: %+v, want %d outcomes", findings, got, want)
+		}
+	}
+	s.Paths = append(s.Paths, scenarios.Path{ID: "B"})
+	if got := Outcomes(s, "a", found("A/tcp=request-lost B/tcp=request-lost")); len(got) != 1 || got[0].Works || got[0].Unknown {
+		t.Errorf("all asked for: %+v", got)
+	}
+}

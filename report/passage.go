@@ -20,6 +20,9 @@ func rewrites(r *client.Result) []string {
 				continue
 			}
 			text := p.String()
+			if p.Field == "connection" {
+				text = "connection: " + p.Note // each has ports of its own
+			}
 			if paths[text] == nil {
 				order = append(order, text)
 			}

@@ -289,7 +289,7 @@ func parts(t *Table, f *client.Finding, o Options) {
 			p.Target = ""
 		}
 		why := p.Why
-		if !o.Details && (told(p.Verdict, true) || p.Verdict == client.Open) {
+		if !o.Details && (told(p.Verdict, true) || p.Verdict == client.Open && !strings.Contains(why, " each way at ")) {
 			why = "" // the counts say it
 		}
 		attempts := ""

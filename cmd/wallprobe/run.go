@@ -289,6 +289,7 @@ func verdictStatus(results []*client.Result) error {
 // outcomeStatus is that of one result. What could not be measured from here,
 // such as a path within the LAN without a second machine, says nothing against
 // the rest; silence does, and so does a run that can tell of nothing at all.
+// Where paths were chosen that decide no outcome, they count themselves.
 func outcomeStatus(r *client.Result) int {
 	required, known, broken := 0, 0, false
 	for _, o := range r.Outcomes {
@@ -301,6 +302,11 @@ func outcomeStatus(r *client.Result) int {
 		}
 		known++
 		broken = broken || !o.Works
+	}
+	if len(r.Outcomes) == 0 {
+		broken = slices.ContainsFunc(r.Findings, func(f client.Finding) bool {
+			return !f.Verdict.Passes() && f.Verdict != client.Partial && f.Verdict != client.Unmeasured
+		})
 	}
 	silent := slices.ContainsFunc(r.Findings, func(f client.Finding) bool { return f.Verdict == client.Silent })
 	switch {
