@@ -47,7 +47,7 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	}
 	reached := e.arrived()
 	switch {
-	case isTURN(o.Stage) && o.Fault != protocol.FaultAltered && o.Fault != protocol.FaultForeign:
+	case isTURN(o.Stage) && o.Fault != protocol.FaultAltered && o.Fault != protocol.FaultForeign && e.brokenTLS() == "" && e.alteredThere(o.Probe) == nil:
 		return e.judgeTURN()
 	case e.ledger && !reached:
 		return Impostor, "the connection was accepted, but not by the reflector: its ledger is empty" + e.gave() + e.compared()
@@ -77,6 +77,9 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 func changedAt(s *wire.Event) string {
 	if s.Stage == protocol.StageData {
 		return fmt.Sprintf(" (byte %d)", s.BytesIn)
+	}
+	if s.Digest == "" {
+		return ""
 	}
 	return fmt.Sprintf(" (digest %.12s)", s.Digest)
 }

@@ -371,7 +371,7 @@ func (e *portEvidence) judgeICMP() (Verdict, string) {
 func (e *portEvidence) judgeUDP() (Verdict, string) {
 	o := e.near
 	switch {
-	case o.Answered > 0 && o.Stage == protocol.StageData && (o.Invalid > 0 || e.alteredThere(o.Probe+sizeStage) != nil):
+	case o.Answered > 0 && o.Stage == protocol.StageData && (o.Invalid > 0 || e.alteredThere(o.Probe+sizeStage) != nil || e.mediaAltered()):
 		return Altered, fmt.Sprintf("datagrams of %d bytes arrive changed, of %d bytes they do not", o.Up, o.Down)
 	case o.Answered > 0 && o.Stage == protocol.StageData:
 		return Cut, fmt.Sprintf("datagrams of %d bytes vanish, of %d bytes they pass", o.Up, o.Down)

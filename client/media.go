@@ -28,6 +28,11 @@ func (v *farView) media(e *portEvidence, port uint16) {
 	}
 }
 
+// mediaAltered tells that large datagrams came at either end, as others.
+func (e *portEvidence) mediaAltered() bool {
+	return len(e.near.Media) > 0 && (e.near.Sample != "" || e.alteredThere(e.near.Probe+protocol.MediaVideo) != nil)
+}
+
 // lostShare is how much of n did not become m.
 func lostShare(n, m int) float64 {
 	if n == 0 {

@@ -2,7 +2,6 @@ package client
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -94,12 +93,14 @@ func (r *runner) stunStream(ctx context.Context, p Probe, c net.Conn, o *Observa
 	c.SetDeadline(time.Now().Add(r.cfg.Timeout))
 	if p.Speak == protocol.TURNS {
 		o.Stage = protocol.StageTLS
-		tc := tls.Client(c, &tls.Config{ServerName: p.ServerName, InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}) // #nosec: STUN inside carries MACs
-		if err := tc.HandshakeContext(ctx); err != nil {
-			o.Fault, o.Detail = protocol.FaultOf(err), err.Error()
+		tc, res := r.exchange(p, o.Ports[0].First).OverTLS(ctx, c)
+		if o.TLS = res.TLS; tc == nil {
+			o.Fault, o.Sample = res.Fault, fmt.Sprintf("%x", res.Sample)
+			if res.Err != nil {
+				o.Detail = res.Err.Error()
+			}
 			return
 		}
-		o.TLS = protocol.SeenTLS(p.ServerName, tc.ConnectionState())
 		c, o.Stage = tc, protocol.StageToken
 	}
 	if err := r.bindStream(p, c, o); err != nil {
@@ -130,8 +131,10 @@ func (r *runner) bindStream(p Probe, c net.Conn, o *Observation) error {
 		return err
 	}
 	body := make([]byte, int(head[2])<<8|int(head[3]))
-	if len(body) <= 512 {
-		_, err = io.ReadFull(c, body)
+	if len(body) <= 512 && len(body)%4 == 0 { // as every message is (section 5)
+		if _, err := io.ReadFull(c, body); err != nil {
+			return err
+		}
 	}
 	_, mapped, ok := b.check(append(head, body...))
 	if !ok {
@@ -139,5 +142,5 @@ func (r *runner) bindStream(p Probe, c net.Conn, o *Observation) error {
 		return protocol.ErrForeign
 	}
 	o.Seen = mapped
-	return err
+	return nil
 }

@@ -100,6 +100,7 @@ func (e *portEvidence) helloChanged() string {
 		case far == nil || far.HelloDigest == "":
 		case far.HelloDigest == near.HelloDigest:
 			return ""
+		case len(far.Versions) == 0 && brokeOff(e.near.Fault): // it did not arrive whole
 		case len(e.events) == 0 && !likelyOf(near, far):
 		case changed == nil:
 			changed = far
@@ -109,6 +110,11 @@ func (e *portEvidence) helloChanged() string {
 		return ""
 	}
 	return helloDiffers(near, changed)
+}
+
+// brokeOff tells a fault that leaves open what was under way.
+func brokeOff(fault string) bool {
+	return fault == protocol.FaultTimeout || fault == protocol.FaultReset || fault == protocol.FaultEOF
 }
 
 // likelyOf tells whether a hello that nothing else ties to the probe may have
@@ -193,6 +199,9 @@ func (e *portEvidence) brokenTLS() string {
 		if found(ev.Fault) || strings.HasPrefix(ev.Fault, remoteAlert) && !strings.HasPrefix(o.Fault, remoteAlert) {
 			return fmt.Sprintf("bytes of the TLS stream changed on the way (at the reflector, stage %s): %s", ev.Stage, ev.Fault)
 		}
+	}
+	if o.TLS.Version != "" && o.Fault == remoteAlert+"bad record MAC" { // an alert within TLS, which nobody else can send
+		return fmt.Sprintf("bytes of the TLS stream changed on the way (stage %s): %s", o.Stage, o.Fault)
 	}
 	return ""
 }

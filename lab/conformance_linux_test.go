@@ -33,19 +33,28 @@ outcomes:
 paths:
 `)
 	port := 9000
+	path := func(name string, transport scenarios.Transport, more string) {
+		port++
+		fmt.Fprintf(&b, "  - {id: P-%d, title: %s, from: [host], to: [server], direction: out, transport: [%s], ports: %d, protocol: %s, need: req, source: T, names: [server.example]%s}\n", port, name, transport, port, name, more)
+	}
 	for _, name := range protocol.Names() {
 		for _, transport := range []scenarios.Transport{scenarios.TCP, scenarios.UDP} {
-			if protocol.On(name, transport) == nil {
-				continue
+			switch {
+			case protocol.On(name, transport) == nil:
+			case transport == scenarios.TCP:
+				path(name, transport, ", bytes: 100000, idle: 100ms")
+			default:
+				path(name, transport, "")
 			}
-			port++
-			fmt.Fprintf(&b, "  - {id: P-%d, title: %s, from: [host], to: [server], direction: out, transport: [%s], ports: %d, protocol: %s, need: req, source: T, names: [server.example]", port, name, transport, port, name)
-			if transport == scenarios.TCP {
-				b.WriteString(", bytes: 100000, idle: 100ms")
-			}
-			b.WriteString("}\n")
 		}
 	}
+	// What belongs to relays, and datagrams of our own.
+	for _, name := range []string{protocol.STUN, protocol.TURN} {
+		path(name, scenarios.UDP, "")
+		path(name, scenarios.TCP, "")
+	}
+	path(protocol.TURNS, scenarios.TCP, "")
+	path(protocol.Datagram, scenarios.UDP, "")
 	file := filepath.Join(t.TempDir(), "every-protocol.yaml")
 	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)

@@ -157,6 +157,9 @@ func (x Exchange) checkDNS(q *dns.Msg, b []byte, r *Result) (line string, err er
 		r.Sample = b[:min(len(b), 64)]
 		return "", fmt.Errorf("%w: %w", err, ErrForeign)
 	}
+	if !wholeDNS(b, &a) {
+		return "", fmt.Errorf("its header counts other records than it has: %w", errAltered)
+	}
 	token := dnsToken(&a)
 	if err = x.CheckToken(token, r); err != nil {
 		token = ""
@@ -295,6 +298,7 @@ type dnsAsker struct {
 	asked   map[uint16]dnsAsked // by the query's id
 	until   time.Time
 	wrong   error // about an answer that is not the reflector's
+	other   bool  // something came that answers none of them
 	spacing time.Duration
 	began   time.Time
 }
@@ -350,6 +354,8 @@ func (a *dnsAsker) run(ctx context.Context) error {
 			continue
 		case err != nil && a.wrong != nil:
 			return a.wrong
+		case err != nil && a.other && faultOf(err) == FaultTimeout:
+			return fmt.Errorf("an answer to none of the queries: %w", ErrForeign)
 		case err != nil:
 			return err
 		}
@@ -384,7 +390,8 @@ func (a *dnsAsker) heard(b []byte) (done bool, err error) {
 	}
 	asked, ok := a.asked[binary.BigEndian.Uint16(b)]
 	if !ok {
-		return false, nil // to none of our queries: anybody may send that
+		a.other = true // to none of our queries: anybody may send that, and the far end's own may still come
+		return false, nil
 	}
 	x := a.Exchange
 	x.Attempt = asked.attempt
@@ -441,12 +448,26 @@ func answerDNS(p []byte, from, _ netip.AddrPort, far Far) (reply []byte, e wire.
 	return b, e
 }
 
+// wholeDNS tells whether a message has what its header counts (RFC 1035 section
+// 4.1.1); a parser may take what there is.
+func wholeDNS(b []byte, m *dns.Msg) bool {
+	for i, n := range []int{len(m.Question), len(m.Answer), len(m.Ns), len(m.Extra)} {
+		if len(b) < 12 || int(binary.BigEndian.Uint16(b[4+2*i:])) != n {
+			return false
+		}
+	}
+	return true
+}
+
 // unpackQuery reads a query with one question; whatever else there is has no
 // business at a name server, least of all an answer, which would begin a loop.
 func unpackQuery(p []byte) (*dns.Msg, error) {
 	q := new(dns.Msg)
 	if err := q.Unpack(p); err != nil {
 		return nil, fmt.Errorf("%w: %w", err, ErrForeign)
+	}
+	if !wholeDNS(p, q) {
+		return nil, fmt.Errorf("its header counts other records than it has: %w", ErrForeign)
 	}
 	if q.Response || len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
 		return nil, ErrForeign

@@ -189,7 +189,7 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 			return [][]byte{b}[:min(i, 1)]
 		}, outcome{StageDone, "", 2, 1, whole}},
 		"nobody":            {func(*testFar, int, []byte) [][]byte { return nil }, outcome{StageToken, FaultTimeout, 3, 0, ""}},
-		"answers to nobody": {func(*testFar, int, []byte) [][]byte { return [][]byte{{1}, []byte("hello there")} }, outcome{StageToken, FaultTimeout, 3, 0, ""}},
+		"answers to nobody": {func(*testFar, int, []byte) [][]byte { return [][]byte{{1}, []byte("hello there")} }, outcome{StageToken, FaultForeign, 3, 0, ""}},
 		"somebody else":     {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{forged(p)} }, outcome{StageToken, FaultForeign, 1, 0, "answer A NXDOMAIN (qr rd)"}},
 		"somebody else was first": {func(f *testFar, _ int, p []byte) [][]byte {
 			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)

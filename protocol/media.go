@@ -131,7 +131,10 @@ func probeMedia(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 		step(StageToken, err)
 		return r
 	}
-	if r.Sample = nil; silent != "" { // one flow passes and the other does not: by their size, or their rhythm
+	if silent == "" {
+		r.Sample = nil
+	}
+	if silent != "" { // one flow passes and the other does not: by their size, or their rhythm
 		r.Up, r.Down = int64(mediaFlows[1].size), int64(mediaFlows[0].size)
 		if silent == mediaFlows[0].name {
 			r.Up, r.Down = r.Down, r.Up

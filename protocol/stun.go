@@ -1,15 +1,12 @@
 package protocol
 
 import (
-	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
 
 	"github.com/pion/stun"
-
-	"github.com/wallprobe/wallprobe/wire"
 )
 
 // bindingSize is what a Binding request is padded to, in bytes: it pays for
@@ -71,11 +68,4 @@ func ParseBinding(b []byte, password string, id [stun.TransactionIDSize]byte) (n
 		return netip.AddrPort{}, errors.New("stun answer: xor-mapped-address of wrong size")
 	}
 	return netip.AddrPortFrom(addr.Unmap(), uint16(mapped.Port)), nil
-}
-
-// SeenTLS is the near end's view of a finished handshake.
-func SeenTLS(name string, st tls.ConnectionState) *wire.TLSSeen {
-	s := &wire.TLSSeen{ServerName: name}
-	describe(s, st)
-	return s
 }

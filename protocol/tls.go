@@ -79,6 +79,13 @@ func (x Exchange) overTLS(ctx context.Context, c net.Conn, offer ...string) (tc 
 	return nil, seen, r
 }
 
+// OverTLS is the handshake alone, for what is spoken inside by others. The
+// connection is nil when it fails; the result tells of it either way.
+func (x Exchange) OverTLS(ctx context.Context, c net.Conn) (*tls.Conn, Result) {
+	tc, _, r := x.overTLS(ctx, c)
+	return tc, r
+}
+
 // describe fills in what a finished handshake shows.
 func describe(s *wire.TLSSeen, st tls.ConnectionState) {
 	s.Version, s.ALPN = tls.VersionName(st.Version), st.NegotiatedProtocol

@@ -197,6 +197,9 @@ func (t *Relay) ask(method stun.Method, attrs ...stun.Setter) (*stun.Message, er
 		if err := code.GetFrom(m); err != nil {
 			return nil, fmt.Errorf("the relay's refusal: %w", ErrForeign)
 		}
+		if code.Code < 300 || code.Code > 699 { // RFC 8489 section 14.8
+			return nil, fmt.Errorf("the relay refuses with %d, which is no code: %w", code.Code, errAltered)
+		}
 		again := code.Code == stun.CodeUnauthorized && t.key == nil || code.Code == stun.CodeStaleNonce
 		if !again || t.learn(m) != nil {
 			return nil, &TURNError{int(code.Code), string(code.Reason)}

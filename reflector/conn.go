@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/reflector/relay"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -85,7 +86,11 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 		r.inside.Store(unmap(from), protocol.Inside(ctx))
 		defer r.inside.Delete(unmap(from))
-		r.relay.Conn(p)
+		first, _ := p.r.Peek(p.r.Buffered())
+		e.BytesIn, e.Digest = int64(len(first)), digest(first)
+		if errors.Is(r.relay.Conn(p), relay.ErrFrame) {
+			return r.brokenFrame(e)
+		}
 		return nil
 	}
 	if greeter != nil { // one who did not wait for the greeting
@@ -121,6 +126,18 @@ func (r *Reflector) greeter(c net.Conn, inTLS bool) *protocol.Protocol {
 func (r *Reflector) isSTUN(p *peeked) bool {
 	b := p.peek(8)
 	return len(b) == 8 && binary.BigEndian.Uint32(b[4:]) == 0x2112A442
+}
+
+// brokenFrame keeps a stream that began as STUN and went on as something else;
+// whose it is, what was proven on it before tells.
+func (r *Reflector) brokenFrame(e wire.Event) []wire.Event {
+	e.Stage, e.Fault = protocol.StageToken, protocol.FaultForeign
+	for _, s := range r.sessions.of(e.Remote.Addr()) {
+		if n := s.labelled(e.Remote); n != 0 {
+			e.Session, e.Probe, e.Fault, e.Digest = s.id, n, protocol.FaultAltered, ""
+		}
+	}
+	return []wire.Event{e}
 }
 
 // unknown keeps what nobody here understands.

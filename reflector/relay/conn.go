@@ -23,7 +23,10 @@ type conn struct {
 	authed bool
 }
 
-var errFrame = errors.New("neither stun nor channel data")
+// ErrFrame ends a stream that goes on as neither STUN nor ChannelData.
+var ErrFrame = errors.New("neither stun nor channel data")
+
+var errLimit = errors.New("no further connection is allowed")
 
 // Conn serves a TCP or TLS connection whose first bytes are STUN, with
 // messages one after the other (RFC 8489 section 6.2.2, RFC 8656 section
@@ -31,29 +34,33 @@ var errFrame = errors.New("neither stun nor channel data")
 // must show valid credentials within Limits.Idle, must complete every message
 // it begins within that time, and may be silent for longer only while it has
 // an allocation, which ends with it.
-func (s *Server) Conn(c net.Conn) {
+//
+// What is returned says why it ended: [ErrFrame] when what came is no STUN.
+func (s *Server) Conn(c net.Conn) error {
 	defer c.Close()
 	local, err1 := netip.ParseAddrPort(c.LocalAddr().String())
 	remote, err2 := netip.ParseAddrPort(c.RemoteAddr().String())
 	if err1 != nil || err2 != nil {
 		s.cfg.Count("tcp-address")
-		return
+		return errors.Join(err1, err2)
 	}
 	k := &conn{s: s, c: c, start: time.Now(), t: tuple{unmap(local), unmap(remote), true}}
 	if !s.enter(k) {
 		s.cfg.Count("tcp-limit")
-		return
+		return errLimit
 	}
 	defer s.leave(k)
-	switch err := k.serve(); {
+	err := k.serve()
+	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		s.cfg.Count("tcp-idle")
-	case errors.Is(err, errFrame):
+	case errors.Is(err, ErrFrame):
 		s.cfg.Count("tcp-malformed")
 	}
 	if a := s.lookup(k.t); a != nil {
 		a.end()
 	}
+	return err
 }
 
 func (s *Server) enter(k *conn) bool {
@@ -93,14 +100,14 @@ func (k *conn) serve() error {
 		if b[0]&0xc0 != 0 {
 			a := k.s.lookup(k.t)
 			if a == nil {
-				return errFrame
+				return ErrFrame
 			}
 			k.s.channelData(a, b)
 			continue
 		}
 		switch k.s.message(o, b) {
 		case malformed:
-			return errFrame
+			return ErrFrame
 		case authentic:
 			k.mu.Lock()
 			k.authed = true
@@ -130,16 +137,16 @@ func (k *conn) frame(r *bufio.Reader, buf []byte) ([]byte, error) {
 	case buf[0]>>6 == 1:
 		size = 4 + (size+3)&^3 // over a stream, padded to four bytes
 	default:
-		return nil, errFrame
+		return nil, ErrFrame
 	}
 	if size > len(buf) {
-		return nil, errFrame
+		return nil, ErrFrame
 	}
 	if _, err := io.ReadFull(r, buf[4:size]); err != nil {
 		return nil, err
 	}
 	if buf[0] < 4 && !looksLikeSTUN(buf[:size]) {
-		return nil, errFrame
+		return nil, ErrFrame
 	}
 	return buf[:size], nil
 }
