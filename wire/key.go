@@ -97,8 +97,8 @@ type Nonce [16]byte
 // Keys are what one session's messages are proven with.
 type Keys struct {
 	ID      SessionID
-	request []byte // MAC key, client to reflector
-	reply   []byte // MAC key, reflector to client
+	request *mac   // client to reflector
+	reply   *mac   // reflector to client
 	stream  []byte // seeds of the data phase
 }
 
@@ -114,8 +114,8 @@ func Derive(key Key, id SessionID, nonce Nonce) Keys {
 	}
 	return Keys{
 		ID:      id,
-		request: part("request"),
-		reply:   part("reply"),
+		request: newMAC(part("request")),
+		reply:   newMAC(part("reply")),
 		stream:  part("stream"),
 	}
 }

@@ -158,7 +158,7 @@ func TestSessionKeysHangOnKeySessionAndNonce(t *testing.T) {
 		"another session": Derive(testKey(), SessionID{1}, Nonce{}),
 		"another nonce":   Derive(testKey(), testSession(), Nonce{1}),
 	} {
-		for part, b := range map[string][]byte{"request": k.request, "reply": k.reply, "stream": k.stream} {
+		for part, b := range map[string][]byte{"request": k.request.key, "reply": k.reply.key, "stream": k.stream} {
 			if was, ok := seen[string(b)]; ok {
 				t.Errorf("%s of %s is that of %s", part, name, was)
 			}
@@ -166,7 +166,7 @@ func TestSessionKeysHangOnKeySessionAndNonce(t *testing.T) {
 		}
 	}
 	again := Derive(testKey(), testSession(), Nonce{})
-	if _, ok := seen[string(again.request)]; !ok || !bytes.Equal(again.ID[:], []byte("\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf")) {
+	if _, ok := seen[string(again.request.key)]; !ok || !bytes.Equal(again.ID[:], []byte("\xa0\xa1\xa2\xa3\xa4\xa5\xa6\xa7\xa8\xa9\xaa\xab\xac\xad\xae\xaf")) {
 		t.Error("both ends derive different keys")
 	}
 }

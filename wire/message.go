@@ -1,11 +1,10 @@
 package wire
 
 import (
-	"crypto/hmac"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -75,8 +74,8 @@ var (
 // IsMessage tells from the first four bytes whether a message begins here.
 func IsMessage(b []byte) bool { return len(b) >= 4 && binary.BigEndian.Uint32(b) == magic }
 
-// macKey: each direction has its own, so that a reply reflected back is no request.
-func (k *Keys) macKey(kind Kind) []byte {
+// mac: each direction has its own, so that a reply reflected back is no request.
+func (k *Keys) mac(kind Kind) *mac {
 	if kind == Request {
 		return k.request
 	}
@@ -87,8 +86,9 @@ func (k *Keys) macKey(kind Kind) []byte {
 func (m *Message) Append(b []byte, k *Keys) []byte {
 	size := max(m.Size, MessageSize)
 	start := len(b)
-	b = append(b, make([]byte, size)...)
+	b = slices.Grow(b, size)[:start+size]
 	p := b[start:]
+	clear(p)
 	binary.BigEndian.PutUint32(p, magic)
 	p[4] = byte(m.Kind)
 	if m.Offline {
@@ -114,16 +114,8 @@ func (m *Message) Append(b []byte, k *Keys) []byte {
 	for i := MessageSize; i < size; i++ {
 		p[i] = byte(i) // not all alike, so that a rewritten tail shows
 	}
-	copy(p[macOffset:], mac(k.macKey(m.Kind), p))
+	k.mac(m.Kind).put(p)
 	return b
-}
-
-// mac covers p with the MAC field taken as zero.
-func mac(key, p []byte) []byte {
-	h := hmac.New(sha256.New, key)
-	h.Write(p[:macOffset])
-	h.Write(p[macOffset+macSize:])
-	return h.Sum(nil)[:macSize]
 }
 
 // ParseHead reads a message's fields without proving them; use Verify before
@@ -159,7 +151,7 @@ func Parse(p []byte, k *Keys) (Message, error) {
 	if err != nil {
 		return m, err
 	}
-	if m.Size != len(p) || m.Session != k.ID || !hmac.Equal(p[macOffset:macOffset+macSize], mac(k.macKey(m.Kind), p)) {
+	if m.Size != len(p) || m.Session != k.ID || !k.mac(m.Kind).holds(p) {
 		return m, ErrAltered
 	}
 	return m, nil

@@ -1,0 +1,18 @@
+package wire
+
+import "testing"
+
+// BenchmarkMessage is what one datagram of a sweep costs an end: one message
+// made, one checked.
+func BenchmarkMessage(b *testing.B) {
+	keys, m := testKeys(), testMessage()
+	m.Size = MessageSize
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = m.Append(buf[:0], &keys)
+		if _, err := Parse(buf, &keys); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
