@@ -206,13 +206,25 @@ func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
 		t := survey.TCP{
 			Target: p.Addr, Ports: ports, Timeout: r.cfg.Timeout / 3, Attempts: tries, Rate: r.cfg.Rate, RTT: r.rtt(p.Where), Limit: r.cfg.Timeout,
 			Progress: func(done, _ int) { progress(done) },
-			Exchange: func(ctx context.Context, c net.Conn, port uint16) error {
-				res := protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, protocol.Exchange{
-					Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, Stall: r.cfg.Timeout, Now: time.Now,
-				})
+		}
+		exchange := func(port uint16) protocol.Exchange {
+			return protocol.Exchange{Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, Stall: r.cfg.Timeout, Now: time.Now}
+		}
+		if p.Speak == protocol.Plain { // a goroutine and a net.Conn for each port would be most of the cost
+			t.Reply = wire.MessageSize
+			t.Ask = func(dst []byte, port uint16) []byte { return exchange(port).AppendAsk(dst) }
+			t.Answered = func(port uint16, b []byte, err error, took time.Duration) error {
+				res := exchange(port).Answered(b, err, took)
+				res.Sample = slices.Clone(res.Sample)
 				results[port] = &res
 				return res.Err
-			},
+			}
+		} else {
+			t.Exchange = func(ctx context.Context, c net.Conn, port uint16) error {
+				res := protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, exchange(port))
+				results[port] = &res
+				return res.Err
+			}
 		}
 		answers, err := t.Run(ctx)
 		return explained(answers, ports, err)

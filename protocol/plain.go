@@ -33,7 +33,10 @@ const (
 	MaxIdle  = time.Hour
 )
 
-// plain is wallprobe's own protocol over TCP.
+// Plain is the name of wallprobe's own protocol over TCP.
+const Plain = "plain"
+
+// plain is that protocol.
 var plain = &Protocol{
 	Doc:    "wallprobe's own message and data phase over TCP",
 	Bulk:   true,
@@ -47,6 +50,25 @@ func probePlain(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	step := r.steps()
 	if step(StageToken, x.token(c, &r)) {
 		x.carry(c, &r, step)
+	}
+	return r
+}
+
+// AppendAsk and Answered are probePlain with a token alone, for a caller that
+// moves the bytes itself: a sweep of thousands of ports. AppendAsk appends what
+// is to be sent.
+func (x Exchange) AppendAsk(b []byte) []byte {
+	m := x.message(wire.Request)
+	return m.Append(b, x.Keys)
+}
+
+// Answered is the result for what came back, wire.MessageSize bytes or fewer
+// with the error that ended the reading. took is since the connection stood.
+func (x Exchange) Answered(b []byte, err error, took time.Duration) (r Result) {
+	r.Stage, r.Took, r.RTT = StageToken, took, took
+	r.Seen, r.Sample, r.Err = messageOf(b, err, x.Keys, wire.Reply)
+	if r.Fault = FaultOf(r.Err); r.Err == nil {
+		r.Stage = StageDone
 	}
 	return r
 }
@@ -113,11 +135,17 @@ func (x Exchange) idle(c net.Conn) error {
 func readMessage(c net.Conn, k *wire.Keys, want wire.Kind) (m wire.Message, sample []byte, err error) {
 	buf := make([]byte, wire.MessageSize)
 	n, err := io.ReadFull(c, buf)
-	if n >= 4 && !wire.IsMessage(buf) {
-		return m, buf[:n], ErrForeign
+	return messageOf(buf[:n], err, k, want)
+}
+
+// messageOf is readMessage for bytes that are here, up to the error that ended
+// the reading.
+func messageOf(buf []byte, err error, k *wire.Keys, want wire.Kind) (m wire.Message, sample []byte, _ error) {
+	if len(buf) >= 4 && !wire.IsMessage(buf) {
+		return m, buf, ErrForeign
 	}
 	if err != nil {
-		return m, buf[:n], err
+		return m, buf, err
 	}
 	m, err = wire.Parse(buf, k)
 	if err != nil {

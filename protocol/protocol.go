@@ -121,7 +121,7 @@ func init() {
 		"imaps":                   imaps,
 		"mcs":                     mcs,
 		"mysql":                   mysql,
-		"plain":                   plain,
+		Plain:                     plain,
 		"pop3":                    pop3,
 		"pop3s":                   pop3s,
 		QUIC:                      quicProtocol,
@@ -160,7 +160,7 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 	if t == scenarios.UDP {
 		return Datagram, name == ""
 	}
-	return "plain", name == ""
+	return Plain, name == ""
 }
 
 // Named gives a protocol by its name, nil when there is none.
@@ -203,7 +203,7 @@ func Claim(peek Peek, inTLS bool) *Protocol {
 var claimants []*Protocol
 
 func init() {
-	for _, name := range append([]string{"plain"}, Names()...) {
+	for _, name := range append([]string{Plain}, Names()...) {
 		if p := protocols[name]; p.Claims != nil && p.TCP != nil && !slices.Contains(claimants, p) {
 			claimants = append(claimants, p)
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -33,6 +34,17 @@ type TCP struct {
 	// is called from many goroutines. Its error is kept in the answer. Nil
 	// only connects.
 	Exchange func(ctx context.Context, c net.Conn, port uint16) error
+
+	// Ask and Answered, in place of Exchange, are one message each way. On Linux
+	// they cost neither a goroutine nor a net.Conn per port. Ask appends what to
+	// send to a port. Answered judges what came back, Reply bytes, or fewer with
+	// the error that ended the reading: io.EOF, io.ErrUnexpectedEOF,
+	// os.ErrDeadlineExceeded after Limit or the end of the context, or the
+	// system's; its error is kept in the answer. It must not keep b. Both are
+	// called from one place on Linux, from many elsewhere.
+	Ask      func(dst []byte, port uint16) []byte
+	Reply    int // bytes, at least 1 with Ask
+	Answered func(port uint16, b []byte, err error, took time.Duration) error
 	// Limit is the time for one exchange: the end of its context, its deadline,
 	// and when its connection is closed. 0 is 5 s.
 	Limit time.Duration
@@ -68,6 +80,8 @@ func (t TCP) complete() (TCP, error) {
 		return t, errors.New("no ports")
 	case len(t.LocalPorts) > 0 && t.RemotePort == 0:
 		return t, errors.New("local ports given without a remote port")
+	case t.Ask != nil && (t.Answered == nil || t.Reply < 1 || t.Exchange != nil):
+		return t, errors.New("an ask needs a reply's length and what judges it, and no exchange besides")
 	}
 	t.Target, t.Local = t.Target.Unmap(), t.Local.Unmap()
 	t.Attempts = defaulted(t.Attempts, 3)
@@ -102,7 +116,11 @@ func (t *TCP) ends(port uint16) (local, remote netip.AddrPort) {
 // exchange runs Exchange on a connection and closes it.
 func (t *TCP) exchange(ctx context.Context, c net.Conn, port uint16) (time.Duration, error) {
 	defer c.Close()
-	if t.Exchange == nil {
+	do := t.Exchange
+	if t.Ask != nil {
+		do = t.ask
+	}
+	if do == nil {
 		return 0, nil
 	}
 	// The exchange ends by its deadline; one that moved the deadline loses its
@@ -114,6 +132,19 @@ func (t *TCP) exchange(ctx context.Context, c net.Conn, port uint16) (time.Durat
 	defer cancel()
 	start := time.Now()
 	c.SetDeadline(start.Add(t.Limit))
-	err := t.Exchange(soft, c, port)
+	err := do(soft, c, port)
 	return time.Since(start), err
+}
+
+// ask is Ask and Answered as an Exchange.
+func (t *TCP) ask(ctx context.Context, c net.Conn, port uint16) error {
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	began := time.Now()
+	b := make([]byte, t.Reply)
+	n := 0
+	_, err := c.Write(t.Ask(nil, port))
+	if err == nil {
+		n, err = io.ReadFull(c, b)
+	}
+	return t.Answered(port, b[:n], err, time.Since(began))
 }

@@ -33,6 +33,10 @@ type connector struct {
 	decided   int
 	expire    timers
 	retry     timers
+	replies   timers // connections that were asked, by when their answer must be here
+	asking    int
+	heard     time.Duration // when the last answer came
+	out, in   []byte
 	connected []int // established, waiting for a worker
 	working   int
 	progress  meter
@@ -46,6 +50,8 @@ type tcpPort struct {
 	fd       int // of a handshake or a connection no worker has yet; else 0
 	attempts int
 	began    time.Duration
+	asked    bool // and began is when
+	got      []byte
 }
 
 // An exchanged is an exchange that has ended.
@@ -78,7 +84,7 @@ func (t TCP) run(ctx context.Context) ([]Answer, error) {
 		TCP: t, ep: ep, event: event, start: time.Now(), order: newStride(n),
 		pacer: newPacer(t.Rate, t.RTT, n*t.Attempts), limit: descriptors(t.InFlight),
 		answers: answers, ports: make([]tcpPort, n), byFD: make(map[int32]int),
-		progress: meter{tell: t.Progress, total: n},
+		in: make([]byte, t.Reply), progress: meter{tell: t.Progress, total: n},
 	}
 	defer c.closeAll()
 	if err := c.loop(ctx); err != nil {
@@ -106,7 +112,7 @@ func (c *connector) loop(ctx context.Context) error {
 			if int(e.Fd) == c.event {
 				c.collect()
 			} else if i, ok := c.byFD[e.Fd]; ok {
-				c.settle(i)
+				c.happened(i, e.Events)
 			}
 		}
 		c.work(ctx)
@@ -120,6 +126,12 @@ func (c *connector) begin(now time.Duration) time.Duration {
 	idle := 20 * time.Millisecond
 	if t, ok := c.expire.peek(); ok {
 		idle = min(idle, t.at-now)
+	}
+	if t, ok := c.replies.peek(); ok {
+		idle = min(idle, t.at-now)
+	}
+	if c.asking >= c.Workers && now-c.heard < stall {
+		return idle // its reader is behind; more would only fill its queues
 	}
 	n, wait := c.pacer.allow(now, batchSize)
 	if n == 0 {
@@ -178,7 +190,11 @@ func (c *connector) connect(i int) bool {
 	c.answers[i].Sent++
 	c.pacer.sent(c.key(i), p.began)
 	if err = unix.Connect(fd, sockaddr(remote)); err == unix.EINPROGRESS {
-		err = c.ep.add(fd, unix.EPOLLOUT)
+		events := uint32(unix.EPOLLOUT)
+		if c.Ask != nil {
+			events |= unix.EPOLLIN | unix.EPOLLET // told of the answer without another call
+		}
+		err = c.ep.add(fd, events)
 	}
 	if err != nil {
 		c.fail(i, explain(fd, err))
@@ -231,6 +247,10 @@ func (c *connector) settle(i int) {
 	a := &c.answers[i]
 	a.Answered, a.RTT, a.Local = 1, max(1, c.now()-c.ports[i].began), localAddr(fd)
 	c.pacer.answered(c.key(i), c.now(), a.RTT)
+	if c.Ask != nil {
+		c.ask(i)
+		return
+	}
 	if c.Exchange == nil {
 		c.decided++
 		c.close(i)
@@ -241,8 +261,18 @@ func (c *connector) settle(i int) {
 	c.connected = append(c.connected, i)
 }
 
-// timeouts ends the handshakes whose time is over.
+// timeouts ends the handshakes and questions whose time is over.
 func (c *connector) timeouts(now time.Duration) {
+	for {
+		t, ok := c.replies.peek()
+		if !ok || t.at > now {
+			break
+		}
+		c.replies.pop()
+		if c.ports[t.i].asked {
+			c.told(t.i, os.ErrDeadlineExceeded)
+		}
+	}
 	for {
 		t, ok := c.expire.peek()
 		if !ok || t.at > now {
@@ -340,6 +370,11 @@ func (c *connector) closeAll() {
 // finish books what ended last and names what was not decided.
 func (c *connector) finish(ctx context.Context) ([]Answer, error) {
 	c.collect()
+	for i := range c.ports {
+		if c.ports[i].asked {
+			c.told(i, os.ErrDeadlineExceeded) // as an exchange whose context ends
+		}
+	}
 	for _, i := range c.connected {
 		c.answers[i].ExchangeErr = context.Cause(ctx) // no worker got to it
 	}
