@@ -17,7 +17,6 @@ import (
 
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/protocol"
-	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -44,21 +43,9 @@ func TestCoturnsClientsAreServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	key := wire.NewKey()
-	file := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(file, []byte(key.String()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	w := lab.Stand(t, lab.ConfigFor([]*scenarios.Scenario{s}))
 	s.File, _ = filepath.Abs("../testdata/truth/turn.yaml")
-	stop, err := w.StartReflector(t.Context(), lab.Measurement{
-		Scenarios: []*scenarios.Scenario{s}, Program: programFor(t), Read: report.ReadJSON,
-		Reflector: []string{"--plain-stun", "--key-file", file}, // coturn's client asks for its challenge with fewer bytes than that has
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stop()
+	key, _ := startReflector(t, w, s, "--plain-stun") // coturn's client asks for its challenge with fewer bytes than that has
 	user, pass := wire.TURN(key, wire.NewSessionID(), time.Now())
 	const packets = 20
 	all := fmt.Sprintf("tot_send_msgs=%d, tot_recv_msgs=%d", 2*packets, 2*packets)

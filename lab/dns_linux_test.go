@@ -1,8 +1,6 @@
 package lab_test
 
 import (
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 
@@ -75,13 +73,8 @@ func TestVerdictsOnDNSNameTheInjectedFault(t *testing.T) {
 // could be anybody, and an address over TCP.
 func TestDigIsAnsweredThroughTheFirewall(t *testing.T) {
 	lab.NeedLab(t)
-	if _, err := exec.LookPath("dig"); err != nil {
-		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	w := standWith(t, "dns")
+	needProgram(t, "dig")
+	w, _ := standWith(t, "dns")
 	v4, v6 := w.Host("server").Addrs()
 	for _, server := range []string{v4.String(), v6.String()} {
 		for over, want := range map[string][]string{"+notcp": {"status: REFUSED", "ANSWER: 0"}, "+tcp": {"status: NOERROR", "192.0.2.53"}} {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -144,9 +143,6 @@ func (p *peerScene) exchange(port uint16, bytes uint32) protocol.Exchange {
 // run runs a program on the host behind the firewall.
 func (p *peerScene) run(stdin []byte, name string, args ...string) (stdout, stderr string) {
 	p.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		p.Fatal(err)
-	}
 	ctx, cancel := context.WithTimeout(p.Context(), 20*time.Second)
 	defer cancel()
 	h := p.world.Host("host")
@@ -208,6 +204,8 @@ func (p *peerScene) curl(version, url string) {
 
 func TestProgramsOfOthersSpeakHTTPWithTheReflector(t *testing.T) {
 	lab.NeedLab(t)
+	needProgram(t, "curl")
+	needProgram(t, "openssl")
 	p := standPeers(t)
 	web, secure := fmt.Sprintf("http://%s/", p.at), fmt.Sprintf("https://%s/", p.at)
 	for _, version := range []string{"--http1.0", "--http1.1", "--http2-prior-knowledge"} {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -19,7 +18,6 @@ import (
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
-	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
@@ -118,15 +116,6 @@ func TestTamperingWithMailIsNamedExactly(t *testing.T) {
 	}
 }
 
-// onward connects a box on the firewall to where a connection was aimed.
-func (s *scene) onward(c net.Conn) (far net.Conn, err error) {
-	err = s.firewall().Do(func() (err error) {
-		far, err = net.Dial("tcp", c.LocalAddr().String())
-		return err
-	})
-	return far, err
-}
-
 // interceptLater lets all pass until the client begins TLS, and then speaks it
 // to both ends, as mail gateways do that look into what is handed in.
 func interceptLater(ports string) func(*scene) {
@@ -158,11 +147,7 @@ func smtpHangup(s *scene) {
 // lines lets a box see what the client says line by line; it ends the
 // connection by false.
 func (s *scene) lines(ports string, see func(line string, near, far net.Conn) bool) {
-	s.serve(middlebox.TCP{Ports: ports, Answer: func(near net.Conn) {
-		far, err := s.onward(near)
-		if err != nil {
-			return
-		}
+	s.serve(middlebox.TCP{Ports: ports, Between: func(near, far net.Conn) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -239,17 +224,11 @@ func TestMailProgramsInUseSpeakWithTheReflector(t *testing.T) {
 	r := row{name: "mail programs", scenario: "mail", rules: builtinFirewall(t, "stateful")}
 	w, s := r.stand(t)
 	dir := t.TempDir()
-	key, keyFile, journal, mail := wire.NewKey(), dir+"/key", dir+"/journal", dir+"/mail"
-	for name, text := range map[string]string{keyFile: key.String() + "\n", mail: "Subject: hello\r\n\r\n.dots and all\r\n"} {
-		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	stop, err := w.StartReflector(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, Program: programFor(t),
-		Reflector: []string{"--key-file", keyFile, "--journal", journal}})
-	if err != nil {
+	journal, mail := dir+"/journal", dir+"/mail"
+	if err := os.WriteFile(mail, []byte("Subject: hello\r\n\r\n.dots and all\r\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	key, stop := startReflector(t, w, s, "--journal", journal)
 	id := wire.SessionID{1}
 	keys := wire.Derive(key, id, wire.Nonce{})
 	clients := mailClients()
@@ -295,12 +274,7 @@ func TestMailProgramsInUseSpeakWithTheReflector(t *testing.T) {
 }
 
 func (c mailClient) run(t *testing.T, w *lab.World, fill *strings.Replacer) {
-	if _, err := exec.LookPath(c.command[0]); err != nil {
-		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	needProgram(t, c.command[0])
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	var args []string

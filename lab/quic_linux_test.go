@@ -18,7 +18,6 @@ import (
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
-	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 // quicRows are what firewalls do to QUIC while TLS on the same port passes.
@@ -101,29 +100,11 @@ func TestVerdictsOnQUICNameTheInjectedFault(t *testing.T) {
 	}
 }
 
-// standWith builds a world with a reflector that serves a scenario of
-// testdata/truth, behind a firewall that keeps state.
-func standWith(t *testing.T, scenario string) *lab.World {
-	t.Helper()
-	stateful, err := lab.OpenFirewall("stateful")
-	if err != nil {
-		t.Fatal(err)
-	}
-	r := row{name: "peers", scenario: scenario, rules: string(stateful.Text)}
-	w, s := r.stand(t)
-	stop, err := w.StartReflector(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, Program: programFor(t)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(stop)
-	return w
-}
-
 // A client of HTTP/3 that knows nothing of wallprobe gets its page where our own
 // client has its exchange.
 func TestPlainHTTP3ClientIsServedThroughTheFirewall(t *testing.T) {
 	lab.NeedLab(t)
-	w := standWith(t, "quic")
+	w, _ := standWith(t, "quic")
 	v4, _ := w.Host("server").Addrs()
 	var u *net.UDPConn
 	if err := w.Host("host").Do(func() (err error) { u, err = net.ListenUDP("udp4", nil); return err }); err != nil {

@@ -1,15 +1,11 @@
 package lab_test
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
 	"io"
 	"net"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -19,7 +15,6 @@ import (
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
-	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
@@ -126,16 +121,7 @@ func withoutTLS(b []byte) []byte {
 // begin as it likes, and edits what the server says first.
 func between(port string, likes func([]byte) bool, edit func([]byte) []byte) func(*scene) {
 	return func(s *scene) {
-		s.serve(middlebox.TCP{Ports: port, Answer: func(c net.Conn) {
-			var server net.Conn
-			err := s.firewall().Do(func() (err error) {
-				server, err = net.Dial("tcp", c.LocalAddr().String())
-				return err
-			})
-			if err != nil {
-				return
-			}
-			defer server.Close()
+		s.serve(middlebox.TCP{Ports: port, Between: func(c, server net.Conn) {
 			if likes != nil && !pipe(server, c, func(b []byte) []byte {
 				if likes(b) {
 					return b
@@ -150,6 +136,7 @@ func between(port string, likes func([]byte) bool, edit func([]byte) []byte) fun
 				_, _ = io.Copy(c, server)
 			}
 			c.Close()
+			server.Close()
 			wg.Wait()
 		}}.Open(s.firewall()))
 	}
@@ -170,50 +157,6 @@ func pipe(to, from net.Conn, edit func([]byte) []byte) bool {
 	return err == nil
 }
 
-// needProgram finds a program that nobody here wrote.
-func needProgram(t *testing.T, names ...string) string {
-	t.Helper()
-	for _, name := range names {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("WALLPROBE_FORCE_LAB") != "" {
-		t.Fatalf("%s is not installed", strings.Join(names, " or "))
-	}
-	t.Skipf("%s is not installed", strings.Join(names, " or "))
-	return ""
-}
-
-// vendorReflector runs a reflector on the server and gives its key.
-func vendorReflector(t *testing.T, w *lab.World, program string) wire.Key {
-	t.Helper()
-	key := wire.NewKey()
-	file := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(file, []byte(key.String()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := w.Host("server").Command(t.Context(), program, "reflector", "--key-file", file, "--scenario", (&row{scenario: "vendor"}).load(t).File)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	p, err := w.Host("server").Start(cmd)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = p.Stop(5 * time.Second) })
-	in := bufio.NewScanner(out)
-	for in.Scan() {
-		if in.Text() == "ready" {
-			go func() { _, _ = io.Copy(io.Discard, out) }() // ends with the process
-			return key
-		}
-	}
-	t.Fatal("the reflector did not start")
-	return key
-}
-
 // offlineToken is a token of a session that needs no control.
 func offlineToken(key wire.Key, probe uint32) string {
 	id := wire.NewSessionID()
@@ -226,11 +169,7 @@ func offlineToken(key wire.Key, probe uint32) string {
 func TestMariaDBsOwnClientLogsIn(t *testing.T) {
 	lab.NeedLab(t)
 	mariadb := needProgram(t, "mariadb", "mysql")
-	s := (&row{scenario: "vendor"}).load(t)
-	config := lab.ConfigFor([]*scenarios.Scenario{s})
-	config.Firewall = lab.Firewall{Name: "stateful", Text: []byte(builtinFirewall(t, "stateful"))}
-	w := lab.Stand(t, config)
-	key := vendorReflector(t, w, programFor(t))
+	w, key := standWith(t, "vendor")
 	server, _ := w.Host("server").Addrs()
 	for _, c := range []struct {
 		name string

@@ -1,0 +1,59 @@
+package lab_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
+)
+
+// needProgram finds a program that nobody here wrote.
+func needProgram(t testing.TB, names ...string) string {
+	t.Helper()
+	for _, name := range names {
+		if path, err := exec.LookPath(name); err == nil {
+			return path
+		}
+	}
+	if os.Getenv("WALLPROBE_FORCE_LAB") != "" {
+		t.Fatalf("%s is not installed", strings.Join(names, " or "))
+	}
+	t.Skipf("%s is not installed", strings.Join(names, " or "))
+	return ""
+}
+
+// startReflector runs a reflector on the server until stop or the end of the
+// test, and gives its key.
+func startReflector(t *testing.T, w *lab.World, s *scenarios.Scenario, args ...string) (key wire.Key, stop func()) {
+	t.Helper()
+	key = wire.NewKey()
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte(key.String()+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	stop, err := w.StartReflector(t.Context(), lab.Measurement{
+		Scenarios: []*scenarios.Scenario{s}, Program: programFor(t), Reflector: append([]string{"--key-file", file}, args...),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop = sync.OnceFunc(stop)
+	t.Cleanup(stop)
+	return key, stop
+}
+
+// standWith builds a world with a reflector that serves a scenario of
+// testdata/truth, behind a firewall that keeps state.
+func standWith(t *testing.T, scenario string) (*lab.World, wire.Key) {
+	t.Helper()
+	r := row{name: "peers", scenario: scenario, rules: builtinFirewall(t, "stateful")}
+	w, s := r.stand(t)
+	key, _ := startReflector(t, w, s)
+	return w, key
+}
