@@ -76,18 +76,22 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 	}
 	r.lookAgain(ctx, answers, ask)
 	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
-		o.ByLocal = byLocal
-		if byLocal {
+		if o.ByLocal = byLocal; byLocal {
 			o.Aimed = aimed
 		}
-		o.Stage = protocol.StageToken
-		o.Sent, o.Invalid = int(a.Sent), int(a.Invalid)
-		o.Sample = hex.EncodeToString(a.Sample[:min(len(a.Sample), 16)])
-		o.fault(a)
-		if o.Answered = int(a.Answered); o.Answered > 0 {
-			o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, ""
-		}
+		o.datagrams(a)
 	})
+}
+
+// datagrams fills in what a sweep saw of a port.
+func (o *Observation) datagrams(a survey.Answer) {
+	o.Stage = protocol.StageToken
+	o.Sent, o.Invalid = int(a.Sent), int(a.Invalid)
+	o.Sample = hex.EncodeToString(a.Sample[:min(len(a.Sample), 16)])
+	o.fault(a)
+	if o.Answered = int(a.Answered); o.Answered > 0 {
+		o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, ""
+	}
 }
 
 // lookAgain tries own ports that something else on this machine held, such as

@@ -117,7 +117,7 @@ type Path struct {
 	Transport  []Transport    `yaml:"transport,omitempty"`
 	Ports      PortSet        `yaml:"ports,omitempty"`                // destination ports
 	LocalPorts PortSet        `yaml:"localPorts,omitempty"`           // own ports, where the document limits them
-	Protocol   string         `yaml:"protocol,omitempty" form:"name"` // application protocol, a name of package protocol or one that a later version brings
+	Protocol   string         `yaml:"protocol,omitempty" form:"name"` // application protocol, a name of package protocol; for any other a plain exchange is made in its place
 	Names      []string       `yaml:"names,omitempty" form:"dns"`     // DNS names; "*.goto.com" for all below
 	Addresses  []netip.Prefix `yaml:"addresses,omitempty"`            // documented destination ranges
 	Need       Need           `yaml:"need"`
