@@ -197,3 +197,32 @@ func TestBytesThatAreNoHelloPassAFilter(t *testing.T) {
 		s.send(client, server, text, text)
 	}
 }
+
+func TestInterceptorWaitsForTLSThatIsAskedFor(t *testing.T) {
+	s := newScene(t)
+	l := s.listen()
+	s.open(TCP{Ports: "7", Between: (&Interceptor{Later: true}).Between})
+	client, server := s.pair(l, s.targets()[0])
+	s.send(client, server, "STARTTLS\r\n", "STARTTLS\r\n")
+	s.send(server, client, "220 go on\r\n", "220 go on\r\n")
+	a, err := newAuthority("the server's CA")
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := a.leaf("a.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	far := tls.Server(server, &tls.Config{Certificates: []tls.Certificate{*own}, NextProtos: []string{"smtp"}})
+	heard := make(chan error, 1)
+	go func() { heard <- far.Handshake() }()
+	near := tls.Client(client, &tls.Config{ServerName: "a.example", InsecureSkipVerify: true, NextProtos: []string{"smtp"}})
+	if err := errors.Join(near.Handshake(), <-heard); err != nil {
+		t.Fatal(err)
+	}
+	st := near.ConnectionState()
+	if diff := cmp.Diff([]string{"CN=" + Issuer, "smtp"}, []string{st.PeerCertificates[0].Issuer.String(), st.NegotiatedProtocol}); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	s.send(near, far, "EHLO a\r\n", "EHLO a\r\n")
+}
