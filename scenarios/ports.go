@@ -45,8 +45,9 @@ func ParsePortSet(s string) (PortSet, error) {
 }
 
 func parsePort(s string) (uint16, error) {
-	n, err := strconv.Atoi(strings.TrimSpace(s))
-	if err != nil {
+	s = strings.TrimSpace(s)
+	n, err := strconv.Atoi(s)
+	if err != nil || s[0] == '+' {
 		return 0, fmt.Errorf("%q is not a port number", s)
 	}
 	if n < 1 || n > 65535 {
