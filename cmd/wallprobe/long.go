@@ -62,18 +62,23 @@ func longConfig(c *cli.Context) (l long, err error) {
 		}
 	}
 	if text := c.String("idle"); text != "" {
-		for part := range strings.SplitSeq(text, ",") {
-			d, err := time.ParseDuration(strings.TrimSpace(part))
-			if err != nil {
-				return l, usage("--idle %s: %q is not a time; write 50s, 5m or 1h", text, part)
-			}
-			l.silences = append(l.silences, d)
-		}
-		if err := client.CheckSilences(l.silences); err != nil {
+		if l.silences, err = parseSilences(text); err != nil {
 			return l, usage("--idle %s: %v", text, err)
 		}
 	}
 	return l, nil
+}
+
+// parseSilences reads a list of times: 50s,5m,30m.
+func parseSilences(text string) (list []time.Duration, err error) {
+	for part := range strings.SplitSeq(text, ",") {
+		d, err := time.ParseDuration(strings.TrimSpace(part))
+		if err != nil {
+			return nil, fmt.Errorf("%q is not a time; write 50s, 5m or 1h", part)
+		}
+		list = append(list, d)
+	}
+	return list, client.CheckSilences(list)
 }
 
 // parseSize reads a number of bytes: 1048576, 64MiB, 1GiB, 500MB.

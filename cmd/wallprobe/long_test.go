@@ -1,6 +1,11 @@
 package main
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/protocol"
+)
 
 func TestSizesAreRead(t *testing.T) {
 	for text, want := range map[string]int64{
@@ -12,4 +17,37 @@ func TestSizesAreRead(t *testing.T) {
 			t.Errorf("%q: %d, %v; want %d", text, got, err, want)
 		}
 	}
+}
+
+func FuzzParseSize(f *testing.F) {
+	for _, s := range []string{"1", "64MiB", "1.5Ki", "4GiB", "inf", "NaN", "0x1p3", "1e-9", "1_0", "-0", "iB", "1e999G"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		n, err := parseSize(text)
+		if err == nil && (n < 1 || n > protocol.MaxBytes) || err != nil && n != 0 {
+			t.Errorf("%q: %d, %v", text, n, err)
+		}
+	})
+}
+
+// Whatever --idle is given, it is refused or a short list of sensible times.
+func FuzzIdleFlag(f *testing.F) {
+	for _, s := range []string{"50s", "50s,5m,30m", "", ",", "1ns", "-5s", "9999999h", "1s,1s", "5m, 1h", "1e9s"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		list, err := parseSilences(text)
+		if err != nil {
+			return
+		}
+		for _, d := range list {
+			if d <= 0 || d > protocol.MaxIdle {
+				t.Errorf("%q: %v", text, list)
+			}
+		}
+		if len(list) == 0 || len(list) > client.MaxSilences {
+			t.Errorf("%q: %d times", text, len(list))
+		}
+	})
 }
