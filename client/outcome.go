@@ -17,10 +17,18 @@ func Outcomes(s *scenarios.Scenario, role string, findings []Finding) []Outcome 
 		if !slices.Contains(o.Roles, role) {
 			continue
 		}
-		res := outcome(o, findings)
-		if res.Works || !confined(s, o) {
-			out = append(out, res)
+		res, part := outcome(o, findings), confined(s, o)
+		if part && !res.Works {
+			continue
 		}
+		for i := range res.Ways {
+			for j, text := range res.Ways[i].Stopped {
+				if ref, ok := strings.CutSuffix(text, untried); ok && part {
+					res.Ways[i].Stopped[j] = ref + " not asked for"
+				}
+			}
+		}
+		out = append(out, res)
 	}
 	return out
 }
@@ -58,6 +66,8 @@ func outcome(o scenarios.Outcome, findings []Finding) Outcome {
 	return res
 }
 
+const untried = " not measured from this end"
+
 // walk tries one way. It is unknown when nothing stops it but something could
 // not be measured.
 func walk(w scenarios.Way, findings []Finding) Way {
@@ -84,7 +94,7 @@ func walk(w scenarios.Way, findings []Finding) Way {
 		}
 		if !found {
 			res.Unknown = true
-			res.Stopped = append(res.Stopped, ref+" not measured from this end")
+			res.Stopped = append(res.Stopped, ref+untried)
 		}
 	}
 	res.Unknown = res.Unknown && !blocked

@@ -99,7 +99,8 @@ func labAction(c *cli.Context) error {
 	if err := checkTimeout(m.Timeout); err != nil {
 		return err
 	}
-	if _, err := longConfig(c); err != nil {
+	l, err := longConfig(c)
+	if err != nil {
 		return err
 	}
 	for _, id := range c.StringSlice("path") {
@@ -118,12 +119,15 @@ func labAction(c *cli.Context) error {
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
+	watch, stop := watching(out.line, number(len(firewalls), "firewall"), l.hint())
+	defer stop()
 	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string, soFar []*client.Result) {
-		out.line.Show(fmt.Sprintf("%d of %d firewalls, %s done", done, len(firewalls), doing))
+		watch.show(fmt.Sprintf("%d of %d firewalls, %s done", done, len(firewalls), doing))
 		if done < len(firewalls) {
 			out.saveSoFar(soFar...)
 		}
 	})
+	stop()
 	for _, r := range results {
 		out.add(r)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -53,6 +55,18 @@ func confined(list []*scenarios.Scenario, paths []string) ([]*scenarios.Scenario
 type long struct {
 	bytes    int64
 	silences []time.Duration
+}
+
+// hint says what of it takes long.
+func (l long) hint() string {
+	var said []string
+	if l.bytes > 0 {
+		said = append(said, report.Bytes(l.bytes)+" each way")
+	}
+	if len(l.silences) > 0 {
+		said = append(said, fmt.Sprintf("silences of up to %v and more", slices.Max(l.silences)))
+	}
+	return strings.Join(said, ", ")
 }
 
 func longConfig(c *cli.Context) (l long, err error) {

@@ -92,10 +92,6 @@ func progressLine(c *cli.Context) *report.ProgressLine {
 	return nil
 }
 
-func (o *output) progress(p client.Progress) {
-	o.line.Show(fmt.Sprintf("%s of %s ports", group(p.Done), group(p.Total)))
-}
-
 // follow saves a run that has begun, and again while it goes on: update tells
 // that there is more to save, stop ends the saving and waits for it.
 func (o *output) follow(begun client.Result) (update func(snapshot func() client.Result), stop func()) {

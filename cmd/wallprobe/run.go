@@ -231,8 +231,10 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 	}
 	cfg.Loop = own.at
 	update, saved := out.follow(begun(cfg))
-	cfg.Progress, cfg.Update = out.progress, update
+	watch, stop := watching(out.line, cfg.Scenario.Name, long{cfg.Bytes, cfg.Silences}.hint())
+	cfg.Progress, cfg.Update = func(p client.Progress) { watch.show(fmt.Sprintf("%s of %s ports", group(p.Done), group(p.Total))) }, update
 	res, err := client.Run(ctx, cfg)
+	stop()
 	saved()
 	own.stop(res, cfg.Scenario)
 	if refusal, ok := errors.AsType[*wire.ControlError](err); ok {
