@@ -88,7 +88,16 @@ func experiments(c *cli.Context) error {
 		return err
 	}
 	for _, d := range disputes {
-		fmt.Fprintf(c.App.Writer, "\n%s", d)
+		t := report.Table{Width: textOptions(c).Width, Indent: 2, Columns: []report.Column{{Flex: 1}}}
+		for _, line := range d[1:] {
+			t.Row(line)
+		}
+		if _, err := fmt.Fprintf(c.App.Writer, "\n%s\n", d[0]); err != nil {
+			return err
+		}
+		if _, err := t.WriteTo(c.App.Writer); err != nil {
+			return err
+		}
 	}
 	return t.status(tasks)
 }
@@ -323,8 +332,9 @@ func evidence(r *client.Result, paths []string) []string {
 }
 
 // disputes says which of two documents the measurement supports.
-func (t *trials) disputes(tasks []task, books []lab.Book) []string {
-	var out []string
+// The first line of each says what they disagree on.
+func (t *trials) disputes(tasks []task, books []lab.Book) [][]string {
+	var out [][]string
 	for i := range books {
 		for _, d := range books[i].Disputes {
 			if !concerns(d, tasks) {
@@ -334,19 +344,19 @@ func (t *trials) disputes(tasks []task, books []lab.Book) []string {
 			if got.res == nil {
 				continue
 			}
-			text := fmt.Sprintf("The documents disagree: %s\n", d.Title)
+			lines := []string{"The documents disagree: " + d.Title}
 			supported := d.Supported(got.res)
 			for _, s := range d.Sides {
 				mark := "not supported"
 				if slices.ContainsFunc(supported, func(o lab.Side) bool { return o.Source == s.Source }) {
 					mark = "supported by the measurement"
 				}
-				text += fmt.Sprintf("  %s: %s - %s (behind %s)\n", s.Source, s.Says, mark, d.Firewall)
+				lines = append(lines, fmt.Sprintf("%s: %s - %s (behind %s)", s.Source, s.Says, mark, d.Firewall))
 			}
 			if d.Note != "" {
-				text += "  " + d.Note + "\n"
+				lines = append(lines, d.Note)
 			}
-			out = append(out, text)
+			out = append(out, lines)
 		}
 	}
 	return out
