@@ -38,13 +38,15 @@ func Experiments(w io.Writer, rows []ExperimentRow, o Options) error {
 	t.Row("", "firewall", "the document says", "measured", "")
 	totals := make(map[string]int)
 	seconds := 0.0
+	before := "" // told under the last row
 	for _, r := range rows {
 		totals[r.Status]++
 		seconds += r.Seconds
 		t.add(cell{text: r.ID + " " + r.Variant}, cell{text: r.Firewall}, cell{text: r.Document}, cell{text: r.Measured}, o.status(r.Status))
-		if r.Reason != "" && (o.Details || r.Status != Confirmed) {
+		if r.Reason != "" && r.Reason != before {
 			t.Note(2, r.Reason)
 		}
+		before = r.Reason
 		if !o.Details {
 			continue
 		}

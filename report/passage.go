@@ -41,9 +41,22 @@ func rewrites(r *client.Result) []string {
 // proofs are the evidence behind a finding that only the details show.
 func proofs(f *client.Finding) []string {
 	var out []string
-	var said []string
+	var said, same []string
 	for _, p := range f.Passage {
+		if p.Sent == p.Arrived && p.Note == "" {
+			field := p.Field
+			if p.Back {
+				field += " of the reflector"
+			}
+			if !slices.Contains(same, field) {
+				same = append(same, field)
+			}
+			continue
+		}
 		said = append(said, p.String())
+	}
+	if len(same) > 0 {
+		said = append(said, strings.Join(same, ", ")+" as sent")
 	}
 	if len(said) > 0 {
 		out = append(out, "headers: "+strings.Join(said, "; "))
