@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/quic-go/quic-go"
+
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/wire"
@@ -367,4 +369,21 @@ func TestQUICConnectionsAreBoundedPerSourceAndOverall(t *testing.T) {
 	if admitted != maxQUIC {
 		t.Errorf("%d overall", admitted)
 	}
+}
+
+// Whoever's address no Retry has proven is not admitted, even if the library
+// let it through.
+func TestUnvalidatedQUICIsNotAdmitted(t *testing.T) {
+	b := newBench(t, Config{})
+	peer := &quicPeer{remote: near, local: local}
+	for _, info := range []*quic.ClientInfo{{RemoteAddr: peer}, {RemoteAddr: net.UDPAddrFromAddrPort(near), AddrVerified: true}} {
+		if _, err := b.quic.admit(t.Context(), info); err == nil {
+			t.Errorf("%+v is admitted", info)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	if _, err := b.quic.admit(ctx, &quic.ClientInfo{RemoteAddr: peer, AddrVerified: true}); err != nil {
+		t.Error(err)
+	}
+	cancel()
 }
