@@ -75,22 +75,24 @@ func TestWhatFirewallsDoToHTTPIsNamed(t *testing.T) {
 	program := programFor(t)
 	for _, r := range httpRows(t) {
 		r.scenario = "http"
-		t.Run(r.name, func(t *testing.T) {
-			t.Parallel()
-			res := r.play(t, program, "ipv4")
-			if diff := r.mismatch(res); diff != "" {
-				t.Errorf("(-want +got):\n%s", diff)
-				r.explain(t, res)
-			}
-			for _, f := range res.Findings {
-				if f.Path == "CENTER" && f.Imitation == "" {
-					t.Error("the imitation is not told")
+		for _, family := range r.families() {
+			t.Run(r.name+"/"+family, func(t *testing.T) {
+				t.Parallel()
+				res := r.play(t, program, family)
+				if diff := r.mismatch(res); diff != "" {
+					t.Errorf("(-want +got):\n%s", diff)
+					r.explain(t, res)
 				}
-				if f.Path == "HTTPS" && len(f.Evidence.Near) != 3 {
-					t.Errorf("%d ways of HTTPS", len(f.Evidence.Near))
+				for _, f := range res.Findings {
+					if f.Path == "CENTER" && f.Imitation == "" {
+						t.Error("the imitation is not told")
+					}
+					if f.Path == "HTTPS" && len(f.Evidence.Near) != 3 {
+						t.Errorf("%d ways of HTTPS", len(f.Evidence.Near))
+					}
 				}
-			}
-		})
+			})
+		}
 	}
 }
 

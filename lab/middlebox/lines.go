@@ -32,7 +32,9 @@ func OverwriteSTARTTLS() []Rewrite {
 // AddHeaders puts lines into every HTTP/1 request, before its Host, as proxies
 // do with Via and X-Forwarded-For (RFC 9110 section 7.6.3).
 func AddHeaders(lines ...string) []Rewrite {
-	return []Rewrite{{From: Client, Old: "\r\nHost: ", New: "\r\n" + strings.Join(append(lines, "Host: "), "\r\n")}}
+	// Without the line's end before it, which a request ends with as well: the box
+	// would hold that back.
+	return []Rewrite{{From: Client, Old: "Host: ", New: strings.Join(append(lines, "Host: "), "\r\n")}}
 }
 
 // FTPHelper rewrites the addresses in FTP commands of a client behind a
