@@ -47,7 +47,7 @@ func furtherTamperings() []tampering {
 		add("an FTP command rewritten", "files", onPorts("21", rewritten(middlebox.Client, "TYPE I\r\n", "TYPE A\r\n")), map[string]fact{
 			"FTP": {Verdict: client.Altered, Parts: `"TYPE I" was sent, "TYPE A" arrived at the reflector`}}),
 		add("SSH's banner rewritten", "files", onPorts("22", rewritten(middlebox.Server, "SSH-2.0-wallprobe", "SSH-2.0-gateway00")), map[string]fact{
-			"SFTP": altered(`was sent, "SSH-2.0-gateway00`)}),
+			"SFTP": {Verdict: client.Altered, Near: "kex altered"}}),
 		add("SSH answered by another server", "files", onPorts("22", middlebox.TCP{Answer: sshServer}), all(stranger, "SFTP")),
 		add("HTTP proxied, and saying so", "http", onPorts("{ 80, 8484 }", middlebox.TCP{Rewrites: middlebox.AddHeaders("Via: 1.1 proxy", "X-Forwarded-For: 10.77.1.2")}),
 			all(altered(`"Via: 1.1 proxy" was put in before it arrived at the reflector`), "HTTP", "CENTER")),
