@@ -18,6 +18,9 @@ import (
 // everyPort are the ports of everyProtocol.
 const everyPort = "9001-9099"
 
+// patience is longer than elsewhere: every protocol is tried at once.
+const patience = 2 * truthTimeout
+
 // A generic is a fault that knows nothing of what is spoken, and what must be
 // found of every protocol: tcp and udp are the verdicts of all but those in
 // except, which are named by protocol and transport and, where a path's ways
@@ -220,7 +223,7 @@ func TestEveryProtocolsVerdictNamesAFaultThatKnowsNoProtocol(t *testing.T) {
 		if g.boxes != nil {
 			g.boxes(&scene{t, w})
 		}
-		results, err := w.Measure(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, IPv6: ipv6, Timeout: truthTimeout, Program: program, Read: report.ReadJSON})
+		results, err := w.Measure(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, IPv6: ipv6, Timeout: patience, Program: program, Read: report.ReadJSON})
 		if err != nil {
 			t.Fatal(err)
 		}
