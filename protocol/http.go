@@ -323,7 +323,12 @@ const maxInterim = 5
 // RoundTrip sends one request and reads the head of its answer. An answer that
 // says why not counts more than that the request could not be sent.
 func (h *http1) RoundTrip(req *http.Request) (*http.Response, error) {
-	unsent := req.Write(h.conn)
+	// Of its own the library writes 4 KiB at once, each a record of TLS.
+	w := bufio.NewWriterSize(h.conn, chunk)
+	unsent := req.Write(w)
+	if unsent == nil {
+		unsent = w.Flush()
+	}
 	if unsent != nil {
 		if faultOf(unsent) == FaultTimeout || h.conn.ctx.Err() != nil {
 			return nil, unsent

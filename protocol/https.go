@@ -78,6 +78,7 @@ func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *
 		t := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHead, Protocols: &http.Protocols{},
 			DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return h, nil }}
 		t.Protocols.SetUnencryptedHTTP2(true) // of TLS it need not know
+		t.HTTP2 = &http.HTTP2Config{MaxReadFrameSize: 2 * chunk}
 		var err error
 		cc, err = t.NewClientConn(ctx, base.Scheme, "reflector:443")
 		goodbye := func() {

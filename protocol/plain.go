@@ -209,7 +209,9 @@ func drain(n uint32) time.Duration {
 	return time.Duration(min(n, 4<<20)>>16) * time.Second
 }
 
-const chunk = 16 << 10
+// chunk is how much of a stream is made, sent and compared at once, in bytes:
+// two records of TLS.
+const chunk = 32 << 10
 
 // A sink and a source are the halves of a connection, or of what goes over one.
 type (

@@ -94,6 +94,7 @@ const maxMessage = 64 << 10
 // receive hands on what binary messages hold.
 func receive(ws *websocket.Conn, to io.Writer) (err error) {
 	defer contained(&err)
+	buf := make([]byte, chunk)
 	for {
 		kind, r, err := ws.Reader(context.Background()) // the connection's end ends it
 		if err != nil {
@@ -105,7 +106,7 @@ func receive(ws *websocket.Conn, to io.Writer) (err error) {
 		if kind != websocket.MessageBinary {
 			return ErrForeign
 		}
-		if _, err := io.Copy(to, r); err != nil {
+		if _, err := io.CopyBuffer(to, r, buf); err != nil {
 			return err
 		}
 	}

@@ -16,3 +16,14 @@ func BenchmarkMessage(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkStream is what the bytes of a data phase cost, before they are sent
+// or compared.
+func BenchmarkStream(b *testing.B) {
+	keys := testKeys()
+	s, p := keys.NewStream(Request, 1, 1), make([]byte, 16<<10)
+	b.SetBytes(int64(len(p)))
+	for b.Loop() {
+		s.Read(p)
+	}
+}
