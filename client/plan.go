@@ -341,6 +341,9 @@ func (p Probe) like(o Probe) bool {
 		}
 		a.LocalPorts, b.LocalPorts = nil, nil
 	}
+	if a.Where != b.Where || a.Addr != b.Addr || a.Transport != b.Transport || a.Speak != b.Speak || a.Variant != b.Variant || !slices.Equal(a.Ports, b.Ports) {
+		return false // most differ here, and every pair is compared
+	}
 	return fmt.Sprint(a.withoutID()) == fmt.Sprint(b.withoutID())
 }
 

@@ -347,7 +347,12 @@ func runs(p Probe, got map[uint16]survey.Answer, probed scenarios.PortSet, fill 
 	if len(p.LocalPorts) > 0 {
 		ports = p.LocalPorts
 	}
-	index := make(map[string]int)
+	type fate struct { // of a port; comparing is cheap, there are 65,535
+		sent, answered, invalid      int
+		stage, fault, sample, detail string
+		icmp                         ICMP
+	}
+	index := make(map[fate]int)
 	var out []Observation
 	cur := -1
 	for port := range ports.All {
@@ -357,7 +362,7 @@ func runs(p Probe, got map[uint16]survey.Answer, probed scenarios.PortSet, fill 
 			if o.Local == (netip.Addr{}) {
 				o.Local = a.Local.Addr()
 			}
-			key := fmt.Sprint(o.Sent, o.Answered, o.Invalid, o.Stage, o.Fault, o.icmpKey(), o.Sample, o.Detail)
+			key := fate{o.Sent, o.Answered, o.Invalid, o.Stage, o.Fault, o.Sample, o.Detail, o.icmpKey()}
 			if cur, ok = index[key]; !ok {
 				cur = len(out)
 				index[key] = cur
