@@ -10,10 +10,12 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -43,7 +45,10 @@ func (b *bench) allScenarios(ctx context.Context) error {
 const bulk = 64 << 20
 
 // rates compares bulk transfers of ours with iperf3 in the same lab, through
-// the same open firewall: medians of ratios of neighbouring runs.
+// the same open firewall: medians of ratios of neighbouring runs. iperf3 carries
+// one stream from the far end to the near one. Ours goes both ways, HTTP and TURN
+// one after the other, WebSocket both at once; the rate is that of the slower way.
+// The variants of a protocol are carried one after another, each for itself.
 func (b *bench) rates(ctx context.Context) error {
 	if _, err := exec.LookPath("iperf3"); err != nil {
 		b.add("HTTPS and TURN bulk rate over iperf3's", "-", "not measured", "iperf3 is missing: apt-get install iperf3")
@@ -57,7 +62,7 @@ func (b *bench) rates(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		err = b.rate(ctx, s, way.what, way.transport)
+		err = b.rate(ctx, s, way.what, way.protocol, way.transport)
 		remove()
 		if err != nil {
 			return err
@@ -67,17 +72,21 @@ func (b *bench) rates(ctx context.Context) error {
 }
 
 // rate measures one way in a world of its own.
-func (b *bench) rate(ctx context.Context, s *scenarios.Scenario, what, transport string) error {
+func (b *bench) rate(ctx context.Context, s *scenarios.Scenario, what, speak, transport string) error {
 	w, err := lab.Build(ctx, lab.ConfigFor([]*scenarios.Scenario{s}))
 	if err != nil {
 		return err
 	}
 	defer w.Close()
-	var ratios []float64
-	var ours, theirs float64
+	names := []string{""}
+	if p := protocol.Named(speak); p != nil && len(p.Variants) > 0 {
+		names = p.Variants
+	}
+	ratios, last := make([][]float64, len(names)), make([]string, len(names))
 	spoken := ""
 	for range b.runs {
-		if theirs, err = iperf(ctx, w, transport); err != nil {
+		theirs, err := iperf(ctx, w, transport)
+		if err != nil {
 			return err
 		}
 		results, err := w.Measure(ctx, lab.Measurement{Scenarios: []*scenarios.Scenario{s}, Program: b.program, Read: report.ReadJSON,
@@ -85,33 +94,48 @@ func (b *bench) rate(ctx context.Context, s *scenarios.Scenario, what, transport
 		if err != nil {
 			return err
 		}
-		if ours, spoken = carried(results[0]); ours == 0 {
+		var ours []float64
+		if ours, spoken = carried(results[0]); len(names) == 1 && len(ours) > 1 {
+			ours = []float64{slices.Max(ours)}
+		}
+		if len(ours) != len(names) {
 			b.add(what, "-", "not measured", "this end tells no data rate there")
 			return nil
 		}
-		ratios = append(ratios, ours/theirs)
+		for i, rate := range ours {
+			ratios[i] = append(ratios[i], rate/theirs)
+			last[i] = megabytes(rate)
+		}
+		last = append(last[:len(names)], "against "+megabytes(theirs))
 	}
-	slices.Sort(ratios)
-	note := fmt.Sprintf("last run: %s against %s", megabytes(ours), megabytes(theirs))
+	measured := make([]string, len(names))
+	for i, name := range names {
+		slices.Sort(ratios[i])
+		measured[i] = strings.TrimSpace(fmt.Sprintf("%s %.2f", name, ratios[i][len(ratios[i])/2]))
+	}
+	note := "last run: " + strings.Join(last, ", ")
 	if spoken != "" {
 		note += "; " + spoken + " stands in"
 	}
-	b.add(what, "-", fmt.Sprintf("%.2f", ratios[len(ratios)/2]), note)
+	b.add(what, "-", strings.Join(measured, ", "), note)
 	return nil
 }
 
-// carried is the rate of the transfer, in bytes per second each way.
-func carried(r *client.Result) (rate float64, spoken string) {
+// carried are the rates of the transfers, those of variants in their order, in
+// bytes per second of the slower way.
+func carried(r *client.Result) (rates []float64, spoken string) {
 	for _, f := range r.Findings {
 		if f.Path != "R" {
 			continue
 		}
 		spoken = f.Spoken
 		for _, o := range f.Evidence.Near {
-			rate += o.Rate // a protocol's variants are carried at once, and share what there is
+			if o.Rate > 0 {
+				rates = append(rates, o.Rate)
+			}
 		}
 	}
-	return rate, spoken
+	return rates, spoken
 }
 
 func megabytes(rate float64) string { return fmt.Sprintf("%.0f MB/s", rate/1e6) }
