@@ -144,7 +144,7 @@ func TestRecordedDatagramsReachNoVictim(t *testing.T) {
 				}
 			}
 		}
-		if b.late.waiting != nil && len(b.late.waiting) > 0 {
+		if len(b.late.waiting) > 0 {
 			t.Errorf("%s: a late message waits", name)
 		}
 	}
