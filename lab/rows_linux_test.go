@@ -40,7 +40,7 @@ func furtherTamperings() []tampering {
 	byName := func(near string) fact {
 		return fact{Verdict: client.Cut, Near: near, Parts: `; by name: with another server name in place of "`}
 	}
-	intercepted := altered(`TLS intercepted: …issued by "CN=interceptor" was seen`)
+	intercepted := altered(`TLS intercepted: …issued by "CN=wallprobe lab inspection" was seen`)
 	list := []tampering{
 		add("an FTP greeting rewritten", "files", onPorts("21", rewritten(middlebox.Server, "220 wallprobe FTP", "220 somebody's FTP")), map[string]fact{
 			"FTP": {Verdict: client.Altered, Parts: `"220 wallprobe FTP, log in with a token as user name" was sent, "220 somebody's FTP, log in with a token as user name" arrived here`}}),

@@ -158,7 +158,7 @@ func For(name string, t scenarios.Transport) (spoken string, own bool) {
 		return name, true
 	}
 	if t == scenarios.UDP {
-		return Datagram, name == ""
+		return Datagram, name == "" || name == Datagram
 	}
 	return Plain, name == ""
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"time"
 
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -145,6 +146,9 @@ func (t *TCP) ask(ctx context.Context, c net.Conn, port uint16) error {
 	_, err := c.Write(t.Ask(nil, port))
 	if err == nil {
 		n, err = io.ReadFull(c, b)
+	}
+	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
+		err = os.ErrDeadlineExceeded // its end closes the connection as well, whichever comes first
 	}
 	return t.Answered(port, b[:n], err, time.Since(began))
 }
