@@ -99,10 +99,10 @@ func (e Expectation) judge(r *client.Result, behind func(string) *client.Result,
 	switch times := d.here / d.there; {
 	case missing != "":
 		return Unmeasured, missing
+	case d.noise > clearly && times < d.noise && times > 1/d.noise: // either way, it proves nothing
+		return Unmeasured, fmt.Sprintf("the delay is %.2f times that behind %s, and the quickest runs of the same differ by %.2f times on this machine", times, e.Than, d.noise)
 	case times > clearly:
 		return Confirmed, ""
-	case d.noise > clearly:
-		return Unmeasured, fmt.Sprintf("the delay is %.2f times that behind %s, and the quickest runs of the same differ by %.2f times on this machine", times, e.Than, d.noise)
 	default:
 		return Contradicted, fmt.Sprintf("the delay is %.2f times that behind %s", times, e.Than)
 	}

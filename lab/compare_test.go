@@ -33,7 +33,7 @@ var (
 		{Path: "FTP", Part: "sideways", Passes: new(false)}, {Path: "STANDIN", Part: "passive", Passes: new(false)},
 		{Slower: []string{"OPEN"}, Than: "never built"}, {Slower: []string{"OPEN"}, Than: "killed"},
 		{Slower: []string{"LOST"}, Than: "faster"}, {Slower: []string{"OPEN"}, Than: "deaf"},
-		{Slower: []string{"OPEN"}, Than: "noisy"},
+		{Slower: []string{"OPEN"}, Than: "noisy"}, {Slower: []string{"OPEN"}, Than: "uneven"},
 	}
 )
 
@@ -81,6 +81,7 @@ func behind(firewall string) *client.Result {
 		"faster": {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
 		"same":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9)}},
 		"noisy":  {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9, 0, 18)}},
+		"uneven": {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 5, 0, 20)}},
 		"killed": {Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
 		"deaf":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.RequestLost)}},
 	}[firewall]
