@@ -88,7 +88,7 @@ func mailRows(t testing.TB) []row {
 				Why: `stage starttls: a reset came after "EHLO [10.77.1.2]" was sent; the reflector never sent a reset: it knows the connection as open`}})},
 		{name: "hung up after EHLO", scenario: "mail", family: "ipv4", rules: rules, boxes: smtpHangup,
 			want: map[string]fact{"SUBMISSION": {Verdict: client.Cut, Near: "starttls eof",
-				Why: `stage starttls: the connection was closed after …was sent; at the reflector, stage `}}}, // whether EHLO or STARTTLS was the last is a race
+				Why: `stage starttls: the connection was closed after "EHLO [10.77.1.2]" was sent; at the reflector, stage banner`}}},
 		{name: "the greeting swallowed", scenario: "mail", rules: rules,
 			boxes: mailBox(portsSTARTTLS, middlebox.TCP{Cut: &middlebox.Cut{From: middlebox.Server, After: 0}}),
 			want:  all(fact{Verdict: client.Cut, Why: "stage banner: nothing more came", Near: "banner timeout"}, mailSTARTTLS...)},
@@ -127,11 +127,15 @@ func smtpRefuser(s *scene) {
 	})
 }
 
-// smtpHangup ends the connection once it has seen what is spoken.
+// smtpHangup ends the connection once it has seen what is spoken. EHLO does not
+// go on: its answer could come back before the end does.
 func smtpHangup(s *scene) {
 	s.lines("587", func(line string, _, far net.Conn) bool {
+		if strings.HasPrefix(line, "EHLO") {
+			return false
+		}
 		_, err := io.WriteString(far, line)
-		return err == nil && !strings.HasPrefix(line, "EHLO")
+		return err == nil
 	})
 }
 
