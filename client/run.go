@@ -289,7 +289,7 @@ func (r *runner) ahead(l *wire.Ledger) bool {
 		for _, o := range seen {
 			goesOn := func(e wire.Event) bool { return e.Unfinished && o.Ports.Contains(e.Local.Port()) }
 			switch {
-			case o.Said != nil && o.Fault != "" && slices.ContainsFunc(l.Strays, goesOn):
+			case o.Said != nil && o.Fault != "" && o.Fault != protocol.FaultReset && slices.ContainsFunc(l.Strays, goesOn):
 				return true // what was said is in the ledger once the far end knows of the end
 			case o.Fault == protocol.FaultTimeout || o.Fault == protocol.FaultReset:
 			case i >= 0 && slices.ContainsFunc(l.Probes[i].Events, goesOn):
