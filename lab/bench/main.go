@@ -68,22 +68,27 @@ type bench struct {
 }
 
 func (b *bench) all(ctx context.Context) error {
+	defer b.print() // what was measured until then is not lost
 	for _, part := range []func(context.Context) error{b.labRuns, b.allScenarios, b.rates, b.reflector, b.udpSweep, b.tcpSweep} {
 		if err := part(ctx); err != nil {
 			return err
 		}
 	}
+	return nil
+}
+
+func (b *bench) print() {
 	t := tabwriter.NewWriter(os.Stdout, 0, 8, 2, ' ', 0)
 	fmt.Fprintln(t, "figure\ttarget\tmeasured\t")
 	for _, f := range b.figures {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\n", f.what, f.target, f.measured, f.note)
 	}
-	return t.Flush()
+	t.Flush()
 }
 
 func (b *bench) add(what, target, measured, note string) {
 	b.figures = append(b.figures, figure{what, target, measured, note})
-	fmt.Fprintln(os.Stderr, "measured:", what)
+	fmt.Fprintf(os.Stderr, "measured: %s: %s\n", what, measured)
 }
 
 // median runs something several times.
