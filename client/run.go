@@ -241,7 +241,7 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	for where, f := range r.ends {
-		l, err := r.settled(ctx, f)
+		l, err := r.settled(ctx, f.ledger)
 		r.mu.Lock()
 		if err != nil && f.base != "" {
 			r.res.Why = fmt.Sprintf("the reflector %s %s: %s", f.addr, noLedger, sentence(err))
@@ -259,45 +259,65 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 	}
 }
 
-// settled asks for a ledger, and again for a moment while the far end is still
-// busy with what has ended here: its last words are under way.
-func (r *runner) settled(ctx context.Context, f *farEnd) (*wire.Ledger, error) {
-	l, err := f.ledger(ctx)
-	for range 5 {
-		if err != nil || !r.ahead(l) {
-			break
-		}
+// The pauses between asking for a ledger and asking again: about a second in all.
+const (
+	firstPause = 15 * time.Millisecond
+	lastPause  = 480 * time.Millisecond
+)
+
+// settled asks for a ledger, and again for a moment while there may be more in
+// it: what a dialogue that goes on has said so far is in every ledger, but not
+// what this end sent last.
+func (r *runner) settled(ctx context.Context, ask func(context.Context) (*wire.Ledger, error)) (*wire.Ledger, error) {
+	l, err := ask(ctx)
+	if err != nil {
+		return l, err
+	}
+	for pause := firstPause; pause <= lastPause && r.ahead(l); pause *= 2 {
 		select {
 		case <-ctx.Done():
 			return l, nil
-		case <-time.After(20 * time.Millisecond):
+		case <-time.After(pause):
 		}
-		if again, err := f.ledger(ctx); err == nil {
+		if again, err := ask(ctx); err == nil {
 			l = again
 		}
 	}
-	return l, err
+	return l, nil
 }
 
-// ahead tells whether a connection has ended here in a way that the far end
-// will learn of, and goes on in the ledger.
+// ahead tells whether a connection that has ended here goes on in the ledger, and
+// the far end will learn more of it.
 func (r *runner) ahead(l *wire.Ledger) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, seen := range r.seen {
-		i := slices.IndexFunc(l.Probes, func(p wire.ProbeRecord) bool { return p.Probe == id })
+		var own []wire.Event
+		if i := slices.IndexFunc(l.Probes, func(p wire.ProbeRecord) bool { return p.Probe == id }); i >= 0 {
+			own = l.Probes[i].Events
+		}
 		for _, o := range seen {
-			goesOn := func(e wire.Event) bool { return e.Unfinished && o.Ports.Contains(e.Local.Port()) }
-			switch {
-			case o.Said != nil && o.Fault != "" && o.Fault != protocol.FaultReset && slices.ContainsFunc(l.Strays, goesOn):
-				return true // what was said is in the ledger once the far end knows of the end
-			case o.Fault == protocol.FaultTimeout || o.Fault == protocol.FaultReset:
-			case i >= 0 && slices.ContainsFunc(l.Probes[i].Events, goesOn):
+			here := func(e wire.Event) bool { return o.Ports.Contains(e.Local.Port()) && o.ahead(&e) }
+			strays := o.Said != nil && o.Fault != "" && slices.ContainsFunc(l.Strays, here)
+			if strays || slices.ContainsFunc(own, here) {
 				return true
 			}
 		}
 	}
 	return false
+}
+
+// ahead tells whether the far end will learn more of a connection than it has in
+// an event. After a reset it may never do, and where this end waited in vain, no
+// more than what was sent before that.
+func (o *Observation) ahead(e *wire.Event) bool {
+	switch {
+	case !e.Unfinished || o.Fault == protocol.FaultReset:
+		return false
+	case o.Fault != protocol.FaultTimeout:
+		return true
+	}
+	return o.Said != nil && (e.Said == nil || len(e.Said.Heard) < len(o.Said.Sent))
 }
 
 // result judges what is known so far.

@@ -1,10 +1,14 @@
 package client
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -86,12 +90,14 @@ func TestDialogueThatFitsSpeaksForThePort(t *testing.T) {
 }
 
 func TestLedgerIsAskedForAgainWhileItLagsBehind(t *testing.T) {
-	at := wire.Event{Local: netip.AddrPortFrom(farAddr, 443), Unfinished: true}
-	ended, elsewhere := at, at
+	at := wire.Event{Local: netip.AddrPortFrom(farAddr, 443), Unfinished: true, Said: said("220 far", "EHLO a")}
+	behind, unheard, ended, elsewhere := at, at, at, at
+	behind.Said, unheard.Said = said("220 far", ""), nil
 	ended.Unfinished, elsewhere.Local = false, netip.AddrPortFrom(farAddr, 444)
 	observed := func(fault string, said *wire.Said) Observation {
 		return Observation{Ports: ports(t, "443"), Fault: fault, Said: said}
 	}
+	spoke := said("EHLO a", "220 far")
 	of := func(e wire.Event) *wire.Ledger {
 		return &wire.Ledger{Probes: []wire.ProbeRecord{{Probe: 1, Events: []wire.Event{e}}}}
 	}
@@ -101,20 +107,95 @@ func TestLedgerIsAskedForAgainWhileItLagsBehind(t *testing.T) {
 		far  *wire.Ledger
 		want bool
 	}{
-		"done here alone":               {observed("", nil), of(at), true},
-		"done at both ends":             {observed("", nil), of(ended), false},
-		"reset here alone":              {observed(protocol.FaultReset, nil), of(at), false},
-		"timed out here alone":          {observed(protocol.FaultTimeout, nil), of(at), false},
-		"at another port":               {observed("", nil), of(elsewhere), false},
-		"a dialogue given up here":      {observed(protocol.FaultForeign, new(wire.Said)), stray(at), true},
-		"a dialogue reset here":         {observed(protocol.FaultReset, new(wire.Said)), stray(at), false},
-		"a dialogue ended at both ends": {observed(protocol.FaultForeign, new(wire.Said)), stray(ended), false},
-		"a dialogue that went well":     {observed("", new(wire.Said)), stray(at), false},
-		"no dialogue":                   {observed(protocol.FaultForeign, nil), stray(at), false},
+		"done here alone":                           {observed("", nil), of(at), true},
+		"done at both ends":                         {observed("", nil), of(ended), false},
+		"reset here alone":                          {observed(protocol.FaultReset, spoke), of(behind), false},
+		"timed out here alone":                      {observed(protocol.FaultTimeout, nil), of(at), false},
+		"at another port":                           {observed("", nil), of(elsewhere), false},
+		"a dialogue given up here":                  {observed(protocol.FaultForeign, spoke), stray(at), true},
+		"a dialogue reset here":                     {observed(protocol.FaultReset, spoke), stray(behind), false},
+		"a dialogue ended at both ends":             {observed(protocol.FaultForeign, spoke), stray(ended), false},
+		"a dialogue that went well":                 {observed("", spoke), stray(at), false},
+		"no dialogue":                               {observed(protocol.FaultForeign, nil), stray(at), false},
+		"waited in vain after all was heard":        {observed(protocol.FaultTimeout, spoke), stray(at), false},
+		"waited in vain, the last line not heard":   {observed(protocol.FaultTimeout, spoke), stray(behind), true},
+		"waited in vain, proven, not heard":         {observed(protocol.FaultTimeout, spoke), of(behind), true},
+		"waited in vain, proven, all heard":         {observed(protocol.FaultTimeout, spoke), of(at), false},
+		"waited in vain for the first word":         {observed(protocol.FaultTimeout, said("", "")), stray(behind), false},
+		"waited in vain, for the dialogue no room":  {observed(protocol.FaultTimeout, spoke), stray(unheard), true},
+		"waited in vain, unfinished and then ended": {observed(protocol.FaultTimeout, spoke), stray(ended), false},
 	} {
 		r := runner{seen: map[uint32][]Observation{1: {c.near}}}
 		if got := r.ahead(c.far); got != c.want {
 			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
+func TestLedgerIsAskedForAgainForASecondAtTheMost(t *testing.T) {
+	event := wire.Event{Local: netip.AddrPortFrom(farAddr, 443), Unfinished: true}
+	lags := &wire.Ledger{Strays: []wire.Event{event}}
+	event.Unfinished = false
+	whole := &wire.Ledger{Strays: []wire.Event{event}}
+	gone := errors.New("gone")
+	for name, c := range map[string]struct {
+		answers []any // ledgers and errors; the last one goes on
+		want    *wire.Ledger
+		err     error
+		asked   int
+		took    time.Duration
+	}{
+		"whole":                    {[]any{whole}, whole, nil, 1, 0},
+		"not to be had":            {[]any{gone}, nil, gone, 1, 0},
+		"whole at last":            {[]any{lags, lags, whole}, whole, nil, 3, 45 * time.Millisecond},
+		"never":                    {[]any{lags}, lags, nil, 7, 945 * time.Millisecond},
+		"lost and found":           {[]any{lags, gone, whole}, whole, nil, 3, 45 * time.Millisecond},
+		"lost":                     {[]any{lags, gone}, lags, nil, 7, 945 * time.Millisecond},
+		"more than there was time": {[]any{lags, nil}, lags, nil, 1, 5 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			r := runner{seen: map[uint32][]Observation{1: {{Ports: ports(t, "443"), Fault: protocol.FaultForeign, Said: said("", "")}}}}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			asked, began := 0, time.Now()
+			l, err := r.settled(ctx, func(context.Context) (*wire.Ledger, error) {
+				answer := c.answers[min(asked, len(c.answers)-1)]
+				if asked++; asked < len(c.answers) && c.answers[asked] == nil {
+					time.AfterFunc(c.took, cancel)
+				}
+				if err, ok := answer.(error); ok {
+					return nil, err
+				}
+				return answer.(*wire.Ledger), nil
+			})
+			if l != c.want || err != c.err || asked != c.asked || time.Since(began) != c.took {
+				t.Errorf("%s: %+v, %v, asked %d times in %v", name, l, err, asked, time.Since(began))
+			}
+		})
+	}
+}
+
+// A far end that goes on has said what it said: a near end that heard something
+// else and waited in vain need not wait for the end to know that.
+func TestDialogueUnderWayShowsWhatWasRewritten(t *testing.T) {
+	near := Observation{Probe: 1, Ports: ports(t, "443"), Addr: farAddr, Sent: 1, Stage: protocol.StageBanner, Fault: protocol.FaultTimeout,
+		Said: said("EHLO a", "220 mail\n250-MAIL 250 HELP")}
+	under := func(s *wire.Said) *wire.Ledger {
+		return of(t, func(l *wire.Ledger) {
+			l.Strays = append(l.Strays, wire.Event{Transport: scenarios.TCP, Local: netip.AddrPortFrom(farAddr, 443), Stage: protocol.StageBanner, Unfinished: true, Said: s})
+		})
+	}
+	for name, c := range map[string]struct {
+		far  *wire.Said
+		want conclusion
+	}{
+		"rewritten":     {said("220 mail\n250-mail", "EHLO a"), conclusion{Altered, `"250-mail" was sent, "250-MAIL 250 HELP" arrived here`}},
+		"not rewritten": {said("220 mail\n250-MAIL 250 HELP", "EHLO a"), conclusion{Cut, "stage banner: nothing more came; the reflector knows the connection as open"}},
+		"no room":       {nil, conclusion{Cut, "stage banner: nothing more came; the reflector knows the connection as open"}},
+	} {
+		f := judged(t, scenarios.TCP, []Observation{near}, under(c.far))
+		if diff := cmp.Diff(c.want, conclusion{f.Verdict, f.Why}, cmp.AllowUnexported(conclusion{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
 }

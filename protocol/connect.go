@@ -56,13 +56,16 @@ func probeConnect(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 
 // joined is one record of what was said outside and inside a tunnel.
 func joined(outside, inside *wire.Said) *wire.Said {
-	for _, line := range inside.Sent {
-		outside.Say(line)
+	var both wire.Transcript
+	for _, said := range []*wire.Said{outside, inside} {
+		for _, line := range said.Sent {
+			both.Say(line)
+		}
+		for _, line := range said.Heard {
+			both.Hear(line)
+		}
 	}
-	for _, line := range inside.Heard {
-		outside.Hear(line)
-	}
-	return outside
+	return both.Said()
 }
 
 // tunnel asks for the tunnel.
@@ -133,9 +136,8 @@ func (s *httpServer) serveTunnel(c net.Conn, x *httpExchange) error {
 	if err != nil {
 		return err
 	}
-	for _, e := range serveHTTP(s.ctx, tc, s.far) {
+	for _, e := range serveHTTPOn(s.ctx, recorded(s.ctx, tc, s.conn.said), s.far) {
 		x.event.Stage, x.event.Fault, x.event.BytesIn, x.event.BytesOut = e.Stage, e.Fault, e.BytesIn, e.BytesOut
-		x.inside = e.Said
 	}
 	tc.SetDeadline(time.Now().Add(time.Second))
 	return tc.CloseWrite()

@@ -18,18 +18,19 @@ const maxLine = 1024
 // errLongLine ends a dialogue with a peer that sends lines without an end.
 var errLongLine = errors.New("line longer than 1024 bytes")
 
-// A dialogue speaks lines over a connection and records both directions. Each
+// A dialogue speaks lines over a connection and records both directions, what is
+// sent before it is sent. Each
 // line has a deadline as a whole, so that a peer that sends one byte now and
 // then gains nothing.
 type dialogue struct {
 	net.Conn // writes go here; what is left to read is in r
 	r        *bufio.Reader
-	said     *wire.Said
+	said     *wire.Transcript
 	stall    time.Duration
 }
 
 func newDialogue(c net.Conn, stall time.Duration) *dialogue {
-	return &dialogue{Conn: c, r: bufio.NewReaderSize(c, maxLine), said: &wire.Said{}, stall: stall}
+	return &dialogue{Conn: c, r: bufio.NewReaderSize(c, maxLine), said: new(wire.Transcript), stall: stall}
 }
 
 // Read reads on after the last line that was heard.

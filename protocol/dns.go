@@ -295,6 +295,7 @@ type dnsAsker struct {
 	Exchange
 	c       net.Conn
 	r       *Result
+	said    *wire.Transcript
 	asked   map[uint16]dnsAsked // by the query's id
 	until   time.Time
 	wrong   error // about an answer that is not the reflector's
@@ -317,9 +318,10 @@ func probeDNS(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	step := r.steps()
-	r.Said = &wire.Said{}
+	var said wire.Transcript
+	defer func() { r.Said = said.Said() }()
 	now := time.Now()
-	a := dnsAsker{Exchange: x, c: c, r: &r, asked: make(map[uint16]dnsAsked), began: now, until: now.Add(x.Stall), spacing: x.Stall / 8}
+	a := dnsAsker{Exchange: x, c: c, r: &r, said: &said, asked: make(map[uint16]dnsAsked), began: now, until: now.Add(x.Stall), spacing: x.Stall / 8}
 	if step(StageToken, a.run(ctx)) {
 		step(StageDone, nil)
 	}
@@ -374,7 +376,7 @@ func (a *dnsAsker) ask() error {
 		return err
 	}
 	if a.r.Sent == 0 {
-		a.r.Said.Say(dnsLine("query", q, ""))
+		a.said.Say(dnsLine("query", q, ""))
 	}
 	a.asked[q.Id] = dnsAsked{q, x.Attempt, time.Now()}
 	a.r.Sent++
@@ -398,13 +400,13 @@ func (a *dnsAsker) heard(b []byte) (done bool, err error) {
 	line, err := x.checkDNS(asked.q, b, a.r)
 	switch {
 	case err == nil && a.wrong == nil:
-		a.r.Said.Hear(line)
+		a.said.Hear(line)
 		a.r.Heard, a.r.RTT, a.r.Detail = 1, time.Since(asked.at), strings.TrimPrefix(line, "answer ")
 		return true, nil
 	case err == nil:
 		return true, fmt.Errorf("before the reflector's own answer came another: %w", a.wrong)
 	case a.wrong == nil:
-		a.r.Said.Hear(line)
+		a.said.Hear(line)
 		a.wrong, a.until = err, time.Now().Add(a.spacing)
 	}
 	return false, nil
@@ -427,8 +429,10 @@ func answerDNS(p []byte, from, _ netip.AddrPort, far Far) (reply []byte, e wire.
 		e.Fault, e.Digest = FaultForeign, digest(p)
 		return nil, e
 	}
-	e.Said = &wire.Said{}
-	a, m, _, err := answerQuery(q, net.UDPAddrFromAddrPort(from), far, &e)
+	var said wire.Transcript
+	defer func() { e.Said = said.Said() }()
+	said.Hear(dnsLine("query", q, ""))
+	a, m, _, err := answerQuery(q, net.UDPAddrFromAddrPort(from), far)
 	if err != nil {
 		e.Fault, a = faultOf(err), strangerReply(q, false)
 	}
@@ -443,7 +447,7 @@ func answerDNS(p []byte, from, _ netip.AddrPort, far Far) (reply []byte, e wire.
 	if perr != nil || len(b) > len(p) {
 		return nil, e
 	}
-	e.Said.Say(dnsLine("answer", a, dnsToken(a)))
+	said.Say(dnsLine("answer", a, dnsToken(a)))
 	e.Answered = err == nil
 	return b, e
 }
@@ -476,8 +480,7 @@ func unpackQuery(p []byte) (*dns.Msg, error) {
 }
 
 // answerQuery answers a query whose name holds a token that proves good.
-func answerQuery(q *dns.Msg, from net.Addr, far Far, e *wire.Event) (*dns.Msg, wire.Message, *wire.Keys, error) {
-	e.Said.Hear(dnsLine("query", q, ""))
+func answerQuery(q *dns.Msg, from net.Addr, far Far) (*dns.Msg, wire.Message, *wire.Keys, error) {
 	p, err := messageInName(q.Question[0].Name)
 	if err != nil {
 		return nil, wire.Message{}, nil, err

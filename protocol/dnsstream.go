@@ -19,19 +19,20 @@ import (
 func probeDNSStream(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	step := r.steps()
-	r.Said = &wire.Said{}
-	if step(StageToken, x.askDNSStream(c, &r)) {
+	var said wire.Transcript
+	defer func() { r.Said = said.Said() }()
+	if step(StageToken, x.askDNSStream(c, &said, &r)) {
 		x.carry(newDNSFrames(c, false), &r, step)
 	}
 	return r
 }
 
-func (x Exchange) askDNSStream(c net.Conn, r *Result) error {
+func (x Exchange) askDNSStream(c net.Conn, said *wire.Transcript, r *Result) error {
 	q, b, err := x.dnsRequest(queryType(c.RemoteAddr()))
 	if err != nil {
 		return err
 	}
-	r.Said.Say(dnsLine("query", q, ""))
+	said.Say(dnsLine("query", q, ""))
 	sent := time.Now()
 	c.SetDeadline(sent.Add(x.Stall))
 	if err := writeDNS(c, b); err != nil {
@@ -48,7 +49,7 @@ func (x Exchange) askDNSStream(c net.Conn, r *Result) error {
 		return fmt.Errorf("an answer to another query: %w", ErrForeign)
 	}
 	line, err := x.checkDNS(q, a, r)
-	r.Said.Hear(line)
+	said.Hear(line)
 	return err
 }
 
@@ -84,22 +85,24 @@ const maxQueries = 16
 
 // serveDNSStream is the far end over TCP. Queries without a token get a small
 // answer, the first one with a token the whole exchange.
-func serveDNSStream(ctx context.Context, c net.Conn, far Far) []wire.Event {
+func serveDNSStream(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	e := Arrived(c, far.Now())
 	e.Stage = StageToken
-	e.Said = &wire.Said{}
+	said := new(wire.Transcript)
+	far.Tell(said)
+	defer func() { events[0].Said = said.Said() }()
 	for range maxQueries {
 		c.SetDeadline(time.Now().Add(farStall))
 		p, err := readDNS(c)
 		if err == nil {
 			var keys *wire.Keys
 			var m wire.Message
-			if m, keys, err = serveQuery(c, p, far, &e); keys != nil {
+			if m, keys, err = serveQuery(c, p, far, said, &e); keys != nil {
 				serveCarry(newDNSFrames(c, true), keys, replyTo(m, c.RemoteAddr(), far.Now()), &e)
 				return []wire.Event{e}
 			}
-		} else if len(p) == 0 && len(e.Said.Heard) > 0 && faultOf(err) == FaultEOF {
+		} else if len(p) == 0 && len(said.Said().Heard) > 0 && faultOf(err) == FaultEOF {
 			break // who only looked has seen enough
 		}
 		if err != nil {
@@ -111,12 +114,13 @@ func serveDNSStream(ctx context.Context, c net.Conn, far Far) []wire.Event {
 }
 
 // serveQuery answers one query; keys are nil when it proved nothing.
-func serveQuery(c net.Conn, p []byte, far Far, e *wire.Event) (wire.Message, *wire.Keys, error) {
+func serveQuery(c net.Conn, p []byte, far Far, said *wire.Transcript, e *wire.Event) (wire.Message, *wire.Keys, error) {
 	q, err := unpackQuery(p)
 	if err != nil {
 		return wire.Message{}, nil, err
 	}
-	a, m, keys, err := answerQuery(q, c.RemoteAddr(), far, e)
+	said.Hear(dnsLine("query", q, ""))
+	a, m, keys, err := answerQuery(q, c.RemoteAddr(), far)
 	e.Session, e.Probe, e.Attempt = m.Session, m.Probe, m.Attempt
 	if faultOf(err) == FaultForeign {
 		a, err = strangerReply(q, true), nil
@@ -124,7 +128,7 @@ func serveQuery(c net.Conn, p []byte, far Far, e *wire.Event) (wire.Message, *wi
 	if err != nil {
 		return m, nil, err
 	}
-	e.Said.Say(dnsLine("answer", a, dnsToken(a)))
+	said.Say(dnsLine("answer", a, dnsToken(a)))
 	b, err := a.Pack()
 	if err == nil {
 		err = writeDNS(c, b)

@@ -75,7 +75,7 @@ func probe4DSQL(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	step := r.steps()
 	d := newDialogue(c, x.Stall)
-	r.Said = d.said
+	defer func() { r.Said = d.said.Said() }()
 	if step(StageLogin, x.login4D(d, &r)) {
 		x.carry(d, &r, step)
 	}
@@ -135,9 +135,11 @@ func header4D(line string) (name, value string, ok bool) {
 }
 
 // serve4DSQL is the far end of a login.
-func serve4DSQL(d *dialogue, far Far) []wire.Event {
+func serve4DSQL(d *dialogue, far Far) (events []wire.Event) {
 	e := Arrived(d, far.Now())
-	e.Stage, e.Said = StageLogin, d.said
+	e.Stage = StageLogin
+	far.Tell(d.said)
+	defer func() { events[0].Said = d.said.Said() }()
 	command, headers, err := d.hear4D()
 	if err != nil {
 		return failed(e, err)

@@ -48,7 +48,8 @@ func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	c, stop := bind(ctx, c)
 	defer stop()
 	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now())}
-	f.e.Stage, f.e.Said = StageBanner, f.said
+	f.e.Stage = StageBanner
+	far.Tell(f.said)
 	defer f.forget()
 	defer f.closeTLS()
 	err := f.say(ftpGreeting)
@@ -70,7 +71,7 @@ func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	} else if f.trouble != nil {
 		err = f.trouble
 	}
-	f.e.Fault = FaultOf(err)
+	f.e.Fault, f.e.Said = FaultOf(err), f.said.Said()
 	return []wire.Event{f.e}
 }
 

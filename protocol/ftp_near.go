@@ -26,7 +26,7 @@ func probeFTP(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	c, stop := bind(ctx, c)
 	defer stop()
 	n := &ftpNear{newDialogue(c, x.Stall), ctx, x, &r}
-	r.Said = n.said
+	defer func() { r.Said = n.said.Said() }()
 	step := r.steps()
 	switch {
 	case !step(StageBanner, n.banner()):

@@ -192,7 +192,7 @@ func FuzzDialogue(f *testing.F) {
 			if len(line) >= maxLine || strings.Contains(line, "\n") || !bytes.Contains(b, []byte(line)) {
 				t.Errorf("line %q of %q", line, b)
 			}
-			if i >= len(d.said.Heard) {
+			if i >= len(d.said.Said().Heard) {
 				t.Errorf("line %q is not recorded", line)
 			}
 		}

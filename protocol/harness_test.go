@@ -34,14 +34,17 @@ var farClock = time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
 type testFar struct {
 	keys  wire.Keys
 	cert  *tls.Certificate
-	inner *Protocol  // what greets inside TLS
-	mem   *memoryNet // of further connections; nil is loopback
+	inner *Protocol                       // what greets inside TLS
+	mem   *memoryNet                      // of further connections; nil is loopback
+	told  atomic.Pointer[wire.Transcript] // the last of them; nil is none
 }
 
 func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
 	m, err := wire.Parse(p, &f.keys)
 	return m, &f.keys, err
 }
+
+func (f *testFar) Tell(said *wire.Transcript) { f.told.Store(said) }
 
 func (f *testFar) Control() http.Handler { return http.NotFoundHandler() }
 
@@ -256,11 +259,7 @@ func play(t *testing.T, over network, p spoken, f *testFar, x Exchange, b box) (
 	}
 	x.Variant = p.variant
 	if f.mem = nil; over.name == memory.name {
-		f.mem = &memoryNet{}
-		x.Listen = f.mem.listen
-		x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-			return f.mem.dial(ctx, netip.AddrPortFrom(addrPort(near.LocalAddr()).Addr(), 0), to)
-		}
+		f.inMemory(&x, near)
 	}
 	var events []wire.Event
 	wg.Go(func() { events = f.serve(t.Context(), p.Protocol, far); far.Close() })
@@ -269,6 +268,15 @@ func play(t *testing.T, over network, p spoken, f *testFar, x Exchange, b box) (
 	wg.Wait()
 	base := wire.Event{Time: farClock, Transport: scenarios.TCP, Remote: addrPort(far.RemoteAddr()), Local: addrPort(far.LocalAddr())}
 	return res, base, events
+}
+
+// inMemory makes the further connections of an exchange in memory.
+func (f *testFar) inMemory(x *Exchange, near net.Conn) {
+	f.mem = &memoryNet{}
+	x.Listen = f.mem.listen
+	x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+		return f.mem.dial(ctx, netip.AddrPortFrom(addrPort(near.LocalAddr()).Addr(), 0), to)
+	}
 }
 
 // untimed takes away what differs from run to run, after a look at it.

@@ -126,6 +126,8 @@ const sampleSize = wire.MessageSize
 // ending too.
 type httpConn struct {
 	net.Conn
+	said   *wire.Transcript
+	begins func() // called before each write; nil does nothing
 	ctx    context.Context
 	closed chan struct{} // when Close was called
 	once   sync.Once
@@ -133,7 +135,6 @@ type httpConn struct {
 	ended  chan struct{} // when nothing more can be read
 
 	mu     sync.Mutex
-	said   wire.Said
 	sent   heads
 	heard  heads
 	err    error  // of the last read
@@ -142,7 +143,12 @@ type httpConn struct {
 }
 
 func newHTTPConn(ctx context.Context, c net.Conn) *httpConn {
-	h := &httpConn{Conn: c, ctx: ctx, closed: make(chan struct{}), ended: make(chan struct{})}
+	return recorded(ctx, c, new(wire.Transcript))
+}
+
+// recorded is newHTTPConn with a record that is there already.
+func recorded(ctx context.Context, c net.Conn, said *wire.Transcript) *httpConn {
+	h := &httpConn{Conn: c, said: said, ctx: ctx, closed: make(chan struct{}), ended: make(chan struct{})}
 	h.sent.keep, h.heard.keep = h.said.Say, h.said.Hear
 	return h
 }
@@ -172,11 +178,14 @@ func (h *httpConn) Write(b []byte) (int, error) {
 		return 0, net.ErrClosed
 	default:
 	}
-	n, err := h.Conn.Write(b)
 	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sent.feed(b[:n])
-	return n, err
+	h.sent.feed(b)
+	text := !h.heard.http2
+	h.mu.Unlock()
+	if text && h.begins != nil {
+		h.begins()
+	}
+	return h.Conn.Write(b)
 }
 
 // Close ends all reads, and lets no further write begin: one that was broken off
@@ -230,23 +239,17 @@ func (h *httpConn) binary() {
 }
 
 // note records lines of a head that is not text on the wire.
-func (h *httpConn) note(keep func(*wire.Said, string), start string, fields []string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
+func (h *httpConn) note(keep func(*wire.Transcript, string), start string, fields []string) {
 	slices.Sort(fields)
-	keep(&h.said, start)
+	keep(h.said, start)
 	for _, f := range fields {
-		keep(&h.said, f)
+		keep(h.said, f)
 	}
-	keep(&h.said, "")
+	keep(h.said, "")
 }
 
 // record is what was said so far.
-func (h *httpConn) record() *wire.Said {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return &wire.Said{Sent: slices.Clone(h.said.Sent), Heard: slices.Clone(h.said.Heard)}
-}
+func (h *httpConn) record() *wire.Said { return h.said.Said() }
 
 // forget begins a new sample.
 func (h *httpConn) forget() {

@@ -94,10 +94,10 @@ func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *
 			if err != nil {
 				return nil, err
 			}
-			h.note((*wire.Said).Say, requestLine(req), fieldsOf(req.Header, req.ContentLength))
+			h.note((*wire.Transcript).Say, requestLine(req), fieldsOf(req.Header, req.ContentLength))
 			resp, err := cc.RoundTrip(req.WithContext(ctx))
 			if err == nil {
-				h.note((*wire.Said).Hear, statusLine(resp.StatusCode), fieldsOf(resp.Header, 0))
+				h.note((*wire.Transcript).Hear, statusLine(resp.StatusCode), fieldsOf(resp.Header, 0))
 			}
 			return resp, err
 		}}

@@ -31,9 +31,13 @@ const (
 // event for each token, or one for a connection that had none, and none for
 // control.
 func serveHTTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
-	h := newHTTPConn(ctx, c)
+	return serveHTTPOn(ctx, newHTTPConn(ctx, c), far)
+}
+
+func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 	defer context.AfterFunc(ctx, func() { h.SetDeadline(past) })()
-	s := &httpServer{ctx: ctx, far: far, conn: h, arrived: Arrived(c, far.Now())}
+	s := &httpServer{ctx: ctx, far: far, conn: h, arrived: Arrived(h, far.Now())}
+	h.begins = s.tell
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
 	protocols.SetUnencryptedHTTP2(true) // inside TLS too, which is not this server's concern
@@ -86,6 +90,7 @@ type httpServer struct {
 	over      bool // no request begins any more
 	requests  int
 	control   bool // some were control calls
+	told      bool // ledgers tell of the connection
 	exchanges []*httpExchange
 }
 
@@ -96,8 +101,6 @@ type httpExchange struct {
 	reply wire.Message
 	done  map[string]bool // parts by path
 	event wire.Event
-
-	inside *wire.Said // a tunnel
 }
 
 // end waits for all requests after the connection was closed.
@@ -121,6 +124,17 @@ func (s *httpServer) begin(control bool) (last, ok bool) {
 	return s.requests >= maxRequests, true
 }
 
+// tell lets ledgers tell of the connection before it says anything, unless it is
+// for control, of which they do not tell.
+func (s *httpServer) tell() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.told && !s.control {
+		s.told = true
+		s.far.Tell(s.conn.said)
+	}
+}
+
 // ServeHTTP is http.Handler.
 func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	control := strings.HasPrefix(r.URL.Path, wire.ControlPath)
@@ -129,9 +143,10 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
+	s.tell()
 	a := &answer{ResponseWriter: w, r: r, s: s}
 	if r.ProtoMajor == 2 {
-		s.conn.note((*wire.Said).Hear, requestLine(r), fieldsOf(r.Header, 0))
+		s.conn.note((*wire.Transcript).Hear, requestLine(r), fieldsOf(r.Header, 0))
 	}
 	if last {
 		w.Header().Set("Connection", "close")
@@ -169,7 +184,7 @@ func (a *answer) head(status int, kind string, length int64) {
 	h.Set("Content-Length", strconv.FormatInt(length+int64(len(a.front)), 10))
 	h.Set("Cache-Control", "no-store")
 	if a.r.ProtoMajor == 2 {
-		a.s.conn.note((*wire.Said).Say, statusLine(status), fieldsOf(h, 0))
+		a.s.conn.note((*wire.Transcript).Say, statusLine(status), fieldsOf(h, 0))
 	}
 	a.WriteHeader(status)
 	a.Write(a.front)
@@ -426,9 +441,7 @@ func (s *httpServer) events() []wire.Event {
 		if e.Stage != StageDone && s.ctx.Err() != nil {
 			e.Fault = FaultTimeout // this end is told to stop
 		}
-		if e.Said = said; x.inside != nil {
-			e.Said = joined(s.conn.record(), x.inside)
-		}
+		e.Said = said
 		list = append(list, e)
 	}
 	return list

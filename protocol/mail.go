@@ -69,7 +69,7 @@ func (d *mailDialect) probe(inside bool) func(context.Context, net.Conn, Exchang
 		c, stop := bind(ctx, c)
 		defer stop()
 		n := &nearMail{dialogue: newDialogue(c, x.Stall), x: x, r: &r, steps: r.steps(), inside: inside}
-		r.Said = n.said
+		defer func() { r.Said = n.said.Said() }()
 		if inside && !n.secure(ctx) {
 			return r
 		}
@@ -101,7 +101,7 @@ type nearMail struct {
 func (n *nearMail) step(stage string, do func(*nearMail) error) bool {
 	n.until = time.Now().Add(n.x.Stall)
 	err := do(n)
-	if heard := n.said.Heard; len(heard) > 0 && errors.Is(err, ErrForeign) {
+	if heard := n.said.Said().Heard; len(heard) > 0 && errors.Is(err, ErrForeign) {
 		n.r.Sample = []byte(heard[len(heard)-1])
 	}
 	return n.steps(stage, err)
@@ -178,8 +178,10 @@ func (d *mailDialect) serve(inside bool) func(context.Context, net.Conn, Far) []
 		defer stop()
 		f := &farMail{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()),
 			inTLS: inside, left: mailCommands, until: time.Now().Add(mailTime)}
-		f.e.Said, f.e.Stage = f.said, StageBanner
+		f.e.Stage = StageBanner
+		far.Tell(f.said)
 		f.ended(d, d.converse(f))
+		f.e.Said = f.said.Said()
 		if f.tls != nil {
 			f.tls.SetDeadline(time.Now().Add(time.Second))
 			f.tls.Close() // close-notify, so that an orderly end is told from a cut

@@ -28,8 +28,8 @@ func probeMySQL(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	began := time.Now()
 	step := r.steps()
-	r.Said = &wire.Said{}
 	m := &mysqlConn{Conn: c, stall: x.Stall}
+	defer func() { r.Said = m.said.Said() }()
 	caps, err := x.greetedMySQL(m, &r)
 	switch {
 	case !step(StageBanner, err):
@@ -37,12 +37,10 @@ func probeMySQL(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	case caps&mysqlSSL == 0:
 		step(StageSTARTTLS, x.withoutTLS(m, &r))
 		return r
-	case !step(StageSTARTTLS, x.wantTLS(m, &r)):
+	case !step(StageSTARTTLS, x.wantTLS(m)):
 		return r
 	}
-	said := r.Said
 	tc, seen, r := x.overTLS(ctx, c)
-	r.Said = said
 	if tc == nil {
 		return r
 	}
@@ -64,10 +62,10 @@ func (x Exchange) greetedMySQL(m *mysqlConn, r *Result) (uint32, error) {
 	g, err := parseMySQLGreeting(p)
 	if err != nil {
 		r.Sample = p[:min(len(p), 64)]
-		r.Said.Hear(mysqlRefused(p))
+		m.said.Hear(mysqlRefused(p))
 		return 0, fmt.Errorf("greeting: %w: %w", err, ErrForeign)
 	}
-	r.Said.Hear(g.String())
+	m.said.Hear(g.String())
 	return g.Caps, nil
 }
 
@@ -82,9 +80,9 @@ func (x Exchange) withoutTLS(m *mysqlConn, r *Result) error {
 }
 
 // wantTLS asks for it.
-func (x Exchange) wantTLS(m *mysqlConn, r *Result) error {
+func (x Exchange) wantTLS(m *mysqlConn) error {
 	p := mysqlLogin{Caps: mysqlOffered &^ mysqlWithDB, MaxPacket: mysqlMaxPacket, Charset: mysqlCharset}.request(nil)
-	r.Said.Say(mysqlRequest(p))
+	m.said.Say(mysqlRequest(p))
 	return m.writePacket(p)
 }
 
@@ -138,11 +136,12 @@ func (x Exchange) selectMySQL(m *mysqlConn) error {
 }
 
 // serveMySQL is the far end.
-func serveMySQL(ctx context.Context, c net.Conn, far Far) []wire.Event {
+func serveMySQL(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	e := Arrived(c, far.Now())
-	e.Said = &wire.Said{}
 	m := &mysqlConn{Conn: c, stall: farStall}
+	far.Tell(&m.said)
+	defer func() { events[0].Said = m.said.Said() }()
 	login, err := greetMySQL(ctx, m, far, &e)
 	if err != nil {
 		return failed(e, err)
@@ -181,7 +180,7 @@ func greetMySQL(ctx context.Context, m *mysqlConn, far Far, e *wire.Event) (l my
 	for i, b := range random[4:] {
 		g.Salt[i] = 1 + b&0x7f%0x7e // neither NUL nor beyond ASCII, as servers do
 	}
-	e.Said.Say(g.String())
+	m.said.Say(g.String())
 	if err := m.writePacket(g.Append(nil)); err != nil {
 		return l, err
 	}
@@ -197,7 +196,7 @@ func greetMySQL(ctx context.Context, m *mysqlConn, far Far, e *wire.Event) (l my
 	if !wantsTLS {
 		return l, nil
 	}
-	e.Said.Hear(mysqlRequest(p))
+	m.said.Hear(mysqlRequest(p))
 	e.Stage = StageTLS
 	tc, seen, err := acceptTLS(ctx, m.Conn, far)
 	e.TLS = seen

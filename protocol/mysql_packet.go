@@ -9,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 // MySQL's packets (dev.mysql.com/doc/dev/mysql-server, "Client/Server Protocol"):
@@ -59,6 +61,7 @@ type mysqlConn struct {
 	net.Conn
 	seq   byte // of the next packet
 	stall time.Duration
+	said  wire.Transcript
 }
 
 func (c *mysqlConn) readPacket() ([]byte, error) {

@@ -293,6 +293,9 @@ type Far interface {
 	// claims. The errors are those of wire.Parse, or say why the session cannot
 	// be had; the message's fields are filled as far as they could be read.
 	Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error)
+	// Tell lets ledgers tell of the connection and of what is said on it while it
+	// is under way. It comes before the first line is sent.
+	Tell(said *wire.Transcript)
 	// Certificate mints a leaf for the name in hello.
 	Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Inner serves what is spoken inside TLS.

@@ -92,9 +92,10 @@ func (h relayHead) said() string { return fmt.Sprintf("relay %d %s %d", h.Kind, 
 func probeScreenConnect(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	step := r.steps()
-	r.Said = &wire.Said{}
+	var said wire.Transcript
+	defer func() { r.Said = said.Said() }()
 	head := relayHead{Kind: 4, Host: cmp.Or(x.ServerName, hostOf(c.RemoteAddr())), End: 1}
-	r.Said.Say(head.said())
+	said.Say(head.said())
 	if step(StageToken, x.askRelay(c, head, &r)) {
 		x.carry(c, &r, step)
 	}
@@ -137,10 +138,13 @@ func hostOf(a net.Addr) string {
 }
 
 // serveScreenConnect is the far end.
-func serveScreenConnect(ctx context.Context, c net.Conn, far Far) []wire.Event {
+func serveScreenConnect(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	e := Arrived(c, far.Now())
-	e.Stage, e.Said = StageToken, &wire.Said{}
+	e.Stage = StageToken
+	said := new(wire.Transcript)
+	far.Tell(said)
+	defer func() { events[0].Said = said.Said() }()
 	c.SetDeadline(time.Now().Add(farStall))
 	head, read, err := readRelayHead(c)
 	if errors.Is(err, errScreenConnect) {
@@ -150,7 +154,7 @@ func serveScreenConnect(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		e.BytesIn, e.Digest = int64(len(read)), digest(read)
 		return failed(e, err)
 	}
-	e.Said.Hear(head.said())
+	said.Hear(head.said())
 	m, keys, err := provenMessage(c, far, &e)
 	if err != nil {
 		return failed(e, err)

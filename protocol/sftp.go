@@ -53,7 +53,7 @@ func probeSFTP(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	c, stop := bind(ctx, c)
 	defer stop()
 	n := &sftpNear{conn: &sshConn{Conn: c}, x: x, r: &r, late: make(chan *ssh.Request, 1), answered: ErrForeign}
-	r.Said = &wire.Said{}
+	defer func() { r.Said = n.conn.record() }()
 	step := r.steps()
 	chans, reqs, err := n.shake()
 	if !step(n.stage, err) {
@@ -95,11 +95,10 @@ func (n *sftpNear) shake() (<-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 			return n.answered
 		},
 	})
-	n.conn.record(n.r.Said)
 	spoke, heard := n.conn.began()
 	switch n.stage = StageLogin; {
 	case key != "":
-		n.r.Said.Hear(key)
+		n.conn.said.Hear(key)
 	case spoke:
 		n.stage = StageKex
 	default:

@@ -35,11 +35,12 @@ type sftpFar struct {
 }
 
 // serveSFTP is the far end. It returns one event.
-func serveSFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
+func serveSFTP(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	c, stop := bind(ctx, c)
 	defer stop()
 	f := &sftpFar{conn: &sshConn{Conn: c}, e: Arrived(c, far.Now())}
-	f.e.Stage, f.e.Said = StageBanner, &wire.Said{}
+	f.e.Stage = StageBanner
+	defer func() { events[0].Said = f.conn.record() }()
 	chans, reqs, err := f.shake(far)
 	if err != nil {
 		return failed(f.e, err)
@@ -117,10 +118,10 @@ func (f *sftpFar) shake(far Far) (<-chan ssh.NewChannel, <-chan *ssh.Request, er
 		},
 	}
 	config.AddHostKey(key)
+	f.conn.key = sshHostKey(key.PublicKey())
+	far.Tell(&f.conn.said)
 	f.conn.SetDeadline(time.Now().Add(farStall))
 	conn, chans, reqs, err := ssh.NewServerConn(f.conn, config)
-	f.conn.record(f.e.Said)
-	f.e.Said.Say(sshHostKey(key.PublicKey()))
 	if err == nil {
 		f.ssh, f.e.Stage, f.e.Answered = conn, StageData, true
 		return chans, reqs, nil

@@ -50,6 +50,8 @@ func sshHostKey(k ssh.PublicKey) string { return "host key " + ssh.FingerprintSH
 // every byte that comes moves the deadline on, up to a last one.
 type sshConn struct {
 	net.Conn
+	said        wire.Transcript
+	key         string // that this end says it has, after its first line; "" is none
 	mu          sync.Mutex
 	sent, heard []byte // up to the end of the first line
 	err         error
@@ -59,21 +61,31 @@ type sshConn struct {
 	pause       time.Duration
 }
 
-func firstLine(line, b []byte) []byte {
-	if bytes.IndexByte(line, '\n') >= 0 || len(line) > wire.MaxSaidLine {
+// firstLine adds to the first line of a direction, and gives it to record once
+// it is whole.
+func firstLine(line, b []byte, record func(string)) []byte {
+	if wholeLine(line) {
 		return line
 	}
 	if i := bytes.IndexByte(b, '\n'); i >= 0 {
 		b = b[:i+1]
 	}
-	return append(line, b[:min(len(b), wire.MaxSaidLine)]...)
+	line = append(line, b[:min(len(b), wire.MaxSaidLine)]...)
+	if wholeLine(line) {
+		record(strings.TrimRight(string(line), "\r\n"))
+	}
+	return line
+}
+
+func wholeLine(line []byte) bool {
+	return bytes.IndexByte(line, '\n') >= 0 || len(line) > wire.MaxSaidLine
 }
 
 func (c *sshConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard = firstLine(c.heard, b[:n])
+	c.heard = firstLine(c.heard, b[:n], c.said.Hear)
 	c.failed(err)
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
@@ -84,10 +96,12 @@ func (c *sshConn) Read(b []byte) (int, error) {
 }
 
 func (c *sshConn) Write(b []byte) (int, error) {
+	c.mu.Lock()
+	c.sent = firstLine(c.sent, b, c.say)
+	c.mu.Unlock()
 	n, err := c.Conn.Write(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sent = firstLine(c.sent, b[:n])
 	c.failed(err)
 	return n, err
 }
@@ -122,16 +136,24 @@ func (c *sshConn) longest() time.Duration {
 	return c.pause
 }
 
-// record notes the first lines of both directions.
-func (c *sshConn) record(said *wire.Said) {
+// say records the first line and the key, which is sent soon after it.
+func (c *sshConn) say(line string) {
+	c.said.Say(line)
+	if c.key != "" {
+		c.said.Say(c.key)
+	}
+}
+
+// record is what was said and heard, when no more is to come of it: a first line
+// that has no end is in it too.
+func (c *sshConn) record() *wire.Said {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.sent) > 0 {
-		said.Say(strings.TrimRight(string(c.sent), "\r\n"))
+	said := c.said.Said()
+	if len(c.heard) > 0 && !wholeLine(c.heard) {
+		said.Heard = append(said.Heard, string(c.heard))
 	}
-	if len(c.heard) > 0 {
-		said.Hear(strings.TrimRight(string(c.heard), "\r\n"))
-	}
+	return said
 }
 
 // began tells whether the other end said that it speaks SSH, and gives what it

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -40,9 +41,9 @@ func (r *Reflector) Conn(c net.Conn) {
 	}
 	defer r.conns.leave(from.Addr())
 	seen := protocol.GotSYN(c)
-	proven := new(proven)
-	defer proven.left(unmap(from), unmapped(c.LocalAddr()))
-	for _, e := range r.guarded(context.WithValue(r.ctx, provenKey{}, proven), c) {
+	told := new(told)
+	defer told.left(unmap(from), unmapped(c.LocalAddr()))
+	for _, e := range r.guarded(context.WithValue(r.ctx, toldKey{}, told), c) {
 		e.TCP = seen
 		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
@@ -69,8 +70,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	head, err := p.r.Peek(4)
 	if len(head) == 0 && greeter != nil && protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() == nil {
 		c.SetReadDeadline(time.Time{})
-		defer r.greets(e)()
-		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c))
+		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageBanner))
 	}
 	if err != nil {
 		e.Fault = protocol.FaultOf(err)
@@ -80,7 +80,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return []wire.Event{e}
 	}
 	if known := protocol.Claim(p.peek, inTLS); known != nil {
-		return known.TCP.Serve(ctx, p, r.underWay(ctx, c))
+		return known.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageToken))
 	}
 	if head[0] < 2 && r.isSTUN(p) {
 		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
@@ -94,25 +94,9 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return nil
 	}
 	if greeter != nil { // one who did not wait for the greeting
-		defer r.greets(e)()
-		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c))
+		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageBanner))
 	}
 	return r.unknown(p, e)
-}
-
-// greets lets the ledgers of the sessions of an address tell of a connection
-// whose peer has proven nothing yet, while it is under way.
-func (r *Reflector) greets(e wire.Event) (ended func()) {
-	e.Stage, e.Unfinished = protocol.StageBanner, true
-	sessions := r.sessions.of(e.Remote.Addr())
-	for _, s := range sessions {
-		s.greeted(e)
-	}
-	return func() {
-		for _, s := range sessions {
-			s.left(e)
-		}
-	}
 }
 
 // greeter is the protocol in which the far end speaks first on the port that a
@@ -184,30 +168,48 @@ func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, er
 	return m, s.keysFor(m), nil
 }
 
-// underWay is protocol.Far for one connection: from its proof on the session's
-// ledger tells of it, and not only when it has ended.
+// Tell is protocol.Far where there is no connection that could go on.
+func (r *Reflector) Tell(*wire.Transcript) {}
+
+// underWay is protocol.Far for one connection: ledgers tell of it, with what was
+// said so far, and not only when it has ended.
 type underWay struct {
 	*Reflector
-	conn   net.Conn
-	proven *proven // nil remembers nothing
+	conn  net.Conn
+	told  *told // nil remembers nothing
+	event wire.Event
+	said  atomic.Pointer[wire.Transcript] // nil where nothing is said in text
 }
 
-func (r *Reflector) underWay(ctx context.Context, c net.Conn) underWay {
-	p, _ := ctx.Value(provenKey{}).(*proven)
-	return underWay{r, c, p}
+// underWay begins with the stage in which a peer is that has proven nothing.
+func (r *Reflector) underWay(ctx context.Context, c net.Conn, stage string) *underWay {
+	u := &underWay{Reflector: r, conn: c, event: protocol.Arrived(c, r.now())}
+	u.told, _ = ctx.Value(toldKey{}).(*told)
+	u.event.Stage, u.event.Unfinished, u.event.TLS = stage, true, protocol.Inside(ctx)
+	return u
+}
+
+// Tell is protocol.Far: before a token, the sessions of that address are told.
+func (u *underWay) Tell(said *wire.Transcript) {
+	u.said.Store(said)
+	for _, s := range u.sessions.of(u.event.Remote.Addr()) {
+		u.told.add(s)
+		s.unproven(open{u.event, said})
+	}
 }
 
 // Prove is protocol.Far.
-func (u underWay) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
+func (u *underWay) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
 	m, keys, err := u.Reflector.Prove(p, from)
 	if err != nil || m.Kind != wire.Request {
 		return m, keys, err
 	}
 	if s := u.sessions.find(m.Session); s != nil {
-		e := protocol.Arrived(u.conn, u.now())
-		e.Session, e.Probe, e.Attempt, e.Stage, e.Unfinished = m.Session, m.Probe, m.Attempt, protocol.StageToken, true
-		u.proven.add(s)
-		s.begin(e)
+		e := u.event
+		e.Session, e.Probe, e.Attempt, e.Stage = m.Session, m.Probe, m.Attempt, protocol.StageToken
+		u.told.add(s)
+		u.told.others(s, func(o *session) { o.ofAnother(tuple{e.Remote, e.Local}) })
+		s.begin(open{e, u.said.Load()})
 	}
 	return m, keys, err
 }

@@ -2,9 +2,11 @@ package reflector
 
 import (
 	"bufio"
+	"context"
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -33,28 +35,25 @@ func TestLedgerTellsOfGreetedConnectionsUnderWay(t *testing.T) {
 	}
 	c := l.dial(t)
 	r := bufio.NewReader(c)
-	if line, err := r.ReadString('\n'); !strings.HasPrefix(line, "220 ") {
+	line, err := r.ReadString('\n')
+	if !strings.HasPrefix(line, "220 ") {
 		t.Fatalf("%q, %v", line, err)
 	}
-	strays := func() []wire.Event {
-		list := l.ledger(l.sessions.find(testID)).Strays
-		for i := range list {
-			list[i].Said = nil
-		}
-		return list
-	}
+	strays := func() []wire.Event { return l.ledger(l.sessions.find(testID)).Strays }
 	got := strays()
 	if len(got) != 1 {
 		t.Fatalf("%+v", got)
 	}
-	want := wire.Event{Time: got[0].Time, Transport: scenarios.TCP, Remote: c.LocalAddr().(*net.TCPAddr).AddrPort(), Local: l.at, Stage: protocol.StageBanner, Unfinished: true}
+	want := wire.Event{Time: got[0].Time, Transport: scenarios.TCP, Remote: c.LocalAddr().(*net.TCPAddr).AddrPort(), Local: l.at, Stage: protocol.StageBanner, Unfinished: true,
+		Said: &wire.Said{Sent: []string{strings.TrimSpace(line)}}}
 	if diff := cmp.Diff([]wire.Event{want}, got, same); diff != "" {
 		t.Errorf("under way (-want +got):\n%s", diff)
 	}
 	io.WriteString(c, "QUIT\r\n")
-	io.ReadAll(r)
+	goodbye, _ := io.ReadAll(r)
 	got = strays()
 	want.Stage, want.Fault, want.Unfinished = protocol.StageSTARTTLS, protocol.FaultEOF, false
+	want.Said = &wire.Said{Sent: append(want.Said.Sent, strings.TrimSpace(string(goodbye))), Heard: []string{"QUIT"}}
 	if len(got) == 1 {
 		want.Time = got[0].Time
 	}
@@ -79,29 +78,128 @@ func TestWhoDoesNotWaitForTheGreetingIsGreeted(t *testing.T) {
 	l.end(t)
 }
 
-func TestGreetedConnectionsAreBounded(t *testing.T) {
+func TestUnprovenConnectionsUnderWayAreBounded(t *testing.T) {
 	var r record
 	var l wire.Ledger
 	event := func(n int) wire.Event {
 		return wire.Event{Transport: scenarios.TCP, Remote: netip.AddrPortFrom(loopback, uint16(n)), Local: local, Unfinished: true}
 	}
 	for n := range maxStrays + 10 {
-		r.greeted(event(n))
+		r.unproven(open{event: event(n)})
 	}
 	if r.fill(&l); len(l.Strays) != maxStrays {
 		t.Errorf("%d strays", len(l.Strays))
 	}
 	for n := range maxStrays + 10 {
-		r.left(event(n))
+		r.stray(event(n))
 	}
 	if len(r.open) != 0 {
 		t.Errorf("%d connections are still open", len(r.open))
 	}
-	proven := event(1)
-	proven.Probe = 5
-	r.begin(proven)
-	r.left(event(1)) // its own end comes with its own event
-	if len(r.open) != 1 {
-		t.Error("a proven connection was forgotten")
+}
+
+// A proxy sends several probes over one connection. Each is under way until its
+// own event comes.
+func TestSeveralProbesAreUnderWayOnOneConnection(t *testing.T) {
+	var r record
+	event := func(probe uint32, unfinished bool) wire.Event {
+		return wire.Event{Transport: scenarios.TCP, Remote: near, Local: local, Probe: probe, Unfinished: unfinished}
 	}
+	of := func() map[uint32]bool {
+		var l wire.Ledger
+		r.fill(&l)
+		m := make(map[uint32]bool)
+		for _, p := range append(l.Probes, wire.ProbeRecord{Events: l.Strays}) {
+			for _, e := range p.Events {
+				m[p.Probe] = e.Unfinished
+			}
+		}
+		return m
+	}
+	for _, step := range []struct {
+		do   func()
+		want map[uint32]bool
+	}{
+		{func() { r.unproven(open{event: event(0, true)}) }, map[uint32]bool{0: true}},
+		{func() { r.begin(open{event: event(1, true)}) }, map[uint32]bool{1: true}},
+		{func() { r.begin(open{event: event(2, true)}) }, map[uint32]bool{1: true, 2: true}},
+		{func() { r.event(event(1, false)) }, map[uint32]bool{1: false, 2: true}},
+		{func() { r.over(tuple{near, local}) }, map[uint32]bool{1: false}},
+	} {
+		step.do()
+		if diff := cmp.Diff(step.want, of()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	}
+}
+
+// Web requests without a token are told of while they are under way, and what is
+// answered; control is not, which would tell of the one who asks.
+func TestLedgerTellsOfWebRequestsUnderWayAndNotOfControl(t *testing.T) {
+	l := start(t, Config{})
+	if _, err := l.hello(t, "http", testKey); err != nil {
+		t.Fatal(err)
+	}
+	c := l.dial(t)
+	io.WriteString(c, "GET /wp-login HTTP/1.1\r\nHost: a.example\r\n\r\n")
+	line, _ := bufio.NewReader(c).ReadString('\n')
+	control := l.dial(t)
+	io.WriteString(control, "GET "+wire.ControlPath+" HTTP/1.1\r\nHost: a.example\r\n\r\n")
+	if line, err := bufio.NewReader(control).ReadString('\n'); !strings.HasPrefix(line, "HTTP/1.1 4") {
+		t.Fatalf("%q, %v", line, err)
+	}
+	list := l.ledger(l.sessions.find(testID)).Strays
+	if len(list) != 1 || !list[0].Unfinished || list[0].Remote != c.LocalAddr().(*net.TCPAddr).AddrPort() ||
+		list[0].Said == nil || len(list[0].Said.Sent) == 0 || list[0].Said.Sent[0] != strings.TrimSpace(line) ||
+		!slices.Contains(list[0].Said.Heard, "GET /wp-login HTTP/1.1") {
+		t.Errorf("%+v", list)
+	}
+	l.end(t)
+}
+
+// An addressed connection has two ends and nothing to carry.
+type addressed struct{ net.Conn }
+
+func (addressed) RemoteAddr() net.Addr { return net.TCPAddrFromAddrPort(near) }
+func (addressed) LocalAddr() net.Addr  { return net.TCPAddrFromAddrPort(local) }
+
+// Two runs from one address: as long as nobody knows whose a connection is, both
+// are told of it.
+func TestConnectionThatProvesItselfIsNoOtherSessionsAnyMore(t *testing.T) {
+	b := newBench(t, Config{})
+	own, other := numbered(1), numbered(2)
+	for _, id := range []wire.SessionID{own, other} {
+		s, err := b.sessions.open(id, b.clock.now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.sessions.touch(s, near.Addr())
+	}
+	u := b.underWay(context.WithValue(t.Context(), toldKey{}, new(told)), addressed{}, protocol.StageToken)
+	var said wire.Transcript
+	u.Tell(&said)
+	said.Hear("hello")
+	check := func(id wire.SessionID, strays, probes int) {
+		t.Helper()
+		l := b.taken(t, id)
+		all := l.Strays
+		for _, p := range l.Probes {
+			all = append(all, p.Events...)
+		}
+		if len(l.Strays) != strays || len(l.Probes) != probes {
+			t.Errorf("%+v", l)
+		}
+		for _, e := range all {
+			if !e.Unfinished || e.Said == nil || len(e.Said.Heard) != 1 {
+				t.Errorf("%+v", e)
+			}
+		}
+	}
+	check(own, 1, 0)
+	check(other, 1, 0)
+	if _, _, err := u.Prove(b.request(own, nil), addressed{}.RemoteAddr()); err != nil {
+		t.Fatal(err)
+	}
+	check(own, 0, 1)
+	check(other, 0, 0)
 }

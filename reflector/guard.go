@@ -50,31 +50,45 @@ func (r *Reflector) guarded(ctx context.Context, c net.Conn) (events []wire.Even
 	return r.stream(ctx, c, false)
 }
 
-// proven are the sessions whose ledgers tell of a connection under way. When it
+// told are the sessions whose ledgers tell of a connection under way. When it
 // ends they must not any more, whatever became of its event: a session with
 // something under way does not expire.
-type proven struct {
+type told struct {
 	mu   sync.Mutex
 	list []*session
 }
 
-type provenKey struct{}
+type toldKey struct{}
 
-func (p *proven) add(s *session) {
-	if p == nil {
+func (t *told) add(s *session) {
+	if t == nil {
 		return
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !slices.Contains(p.list, s) {
-		p.list = append(p.list, s)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !slices.Contains(t.list, s) {
+		t.list = append(t.list, s)
 	}
 }
 
-func (p *proven) left(remote, local netip.AddrPort) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, s := range p.list {
+// others does something for every session but one.
+func (t *told) others(but *session, do func(*session)) {
+	if t == nil {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.list {
+		if s != but {
+			do(s)
+		}
+	}
+}
+
+func (t *told) left(remote, local netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range t.list {
 		s.over(tuple{remote, local})
 	}
 }

@@ -15,11 +15,8 @@ import (
 // with a handshake as long as one can be.
 func talkative(from netip.AddrPort) wire.Event {
 	e := wire.Event{Transport: scenarios.TCP, Remote: from, Local: local, Stage: protocol.StageLogin, Fault: strings.Repeat("f", 5000),
-		Said: &wire.Said{}, TLS: &wire.TLSSeen{HelloName: strings.Repeat("h", 6000), ServerName: strings.Repeat("s", 6000)}}
-	for range wire.MaxSaid + 1 {
-		e.Said.Hear(strings.Clone(longLine))
-		e.Said.Say(strings.Clone(longLine))
-	}
+		TLS: &wire.TLSSeen{HelloName: strings.Repeat("h", 6000), ServerName: strings.Repeat("s", 6000)}}
+	e.Said = muchSaid().Said()
 	for i := range 100 {
 		e.TLS.Offered = append(e.TLS.Offered, strings.Repeat("o", i))
 	}
@@ -27,6 +24,16 @@ func talkative(from netip.AddrPort) wire.Event {
 		e.TLS.Chain = append(e.TLS.Chain, wire.Certificate{Subject: strings.Repeat("c", 2000)})
 	}
 	return e
+}
+
+// muchSaid is more than is kept of a dialogue.
+func muchSaid() *wire.Transcript {
+	said := new(wire.Transcript)
+	for range wire.MaxSaid + 1 {
+		said.Hear(strings.Clone(longLine))
+		said.Say(strings.Clone(longLine))
+	}
+	return said
 }
 
 var longLine = strings.Repeat("x", 1000)
@@ -152,14 +159,48 @@ func TestConnectionThatEndsIsNotUnderWay(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := new(proven)
+	p := new(told)
 	p.add(s)
 	p.add(s)
-	s.begin(wire.Event{Remote: near, Local: local, Probe: 3})
+	s.unproven(open{event: wire.Event{Remote: near, Local: local}})
+	s.begin(open{event: wire.Event{Remote: near, Local: local, Probe: 3}})
+	s.begin(open{event: wire.Event{Remote: near, Local: local, Probe: 4}})
 	if !s.busy() {
 		t.Fatal("nothing is under way")
 	}
 	if p.left(near, local); s.busy() || len(p.list) != 1 {
 		t.Error("it is still under way")
+	}
+}
+
+// What is said on connections under way is told of only as far as the session
+// has room for it.
+func TestLedgerTellsNoMoreOfDialoguesUnderWayThanASessionMayHold(t *testing.T) {
+	var r record
+	said := muchSaid()
+	const connections = 2 * maxRich / (2 * wire.MaxSaid * wire.MaxSaidLine)
+	for i := range connections {
+		e := wire.Event{Transport: scenarios.TCP, Remote: netip.AddrPortFrom(loopback, uint16(i)), Local: local, Probe: 1}
+		r.begin(open{e, said})
+	}
+	told := func() (rich, size int) {
+		var l wire.Ledger
+		r.fill(&l)
+		if n := len(l.Probes[0].Events); n != connections {
+			t.Errorf("%d connections", n)
+		}
+		for _, e := range l.Probes[0].Events {
+			if size += e.Size(); e.Said != nil {
+				rich++
+			}
+		}
+		return rich, size
+	}
+	if rich, size := told(); rich < connections/3 || size > maxRich+connections*1000 {
+		t.Errorf("%d of %d dialogues, %d bytes", rich, connections, size)
+	}
+	r.held = maxRich
+	if rich, _ := told(); rich > 0 {
+		t.Errorf("%d dialogues of a session that has no room", rich)
 	}
 }

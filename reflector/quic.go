@@ -278,8 +278,8 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 		return
 	}
 	seen := a.tls
-	proven := new(proven)
-	defer proven.left(unmap(a.peer.remote), unmap(a.peer.local))
+	told := new(told)
+	defer told.left(unmap(a.peer.remote), unmap(a.peer.local))
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
 		Note: func(e wire.Event) {
@@ -288,7 +288,7 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 			}
 			q.r.note(e)
 		},
-	}, quicFar{q.r, a.peer, proven})
+	}, quicFar{q.r, a.peer, told})
 }
 
 // peerOf is the remote end as it was when the connection began.
@@ -301,17 +301,17 @@ func peerOf(conn *quic.Conn) netip.AddrPort {
 // ledger tells of it.
 type quicFar struct {
 	*Reflector
-	peer   *quicPeer
-	proven *proven
+	peer *quicPeer
+	told *told
 }
 
 // Prove is protocol.Far.
 func (f quicFar) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
 	m, keys, err := f.Reflector.Prove(p, from)
 	if s := f.sessions.find(m.Session); err == nil && m.Kind == wire.Request && s != nil {
-		f.proven.add(s)
-		s.begin(wire.Event{Time: f.now(), Transport: scenarios.UDP, Remote: f.peer.remote, Local: f.peer.local, Session: m.Session,
-			Probe: m.Probe, Attempt: m.Attempt, Stage: protocol.StageToken, Unfinished: true})
+		f.told.add(s)
+		s.begin(open{event: wire.Event{Time: f.now(), Transport: scenarios.UDP, Remote: f.peer.remote, Local: f.peer.local, Session: m.Session,
+			Probe: m.Probe, Attempt: m.Attempt, Stage: protocol.StageToken, Unfinished: true}})
 	}
 	return m, keys, err
 }

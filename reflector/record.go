@@ -1,6 +1,7 @@
 package reflector
 
 import (
+	"cmp"
 	"maps"
 	"math/bits"
 	"net/netip"
@@ -32,7 +33,7 @@ type record struct {
 	probes  map[uint32]*probeRecord
 	wide    int
 	strays  []wire.Event
-	open    map[tuple]wire.Event      // connections under way
+	open    map[tuple][]open          // connections under way; one may carry several probes
 	labels  map[netip.AddrPort]uint32 // probes of STUN 5-tuples
 	late    int                       // packets that wait for their silence to end
 	held    int64                     // bytes that it has of shared
@@ -42,6 +43,14 @@ type record struct {
 
 // A tuple is the two ends of a connection.
 type tuple struct{ remote, local netip.AddrPort }
+
+// open is a connection under way.
+type open struct {
+	event wire.Event
+	said  *wire.Transcript // which goes on; nil is none
+}
+
+func endsOf(e *wire.Event) tuple { return tuple{e.Remote, e.Local} }
 
 // tries are the attempts at one port, a bit for each.
 type tries struct{ seen, answered uint64 }
@@ -170,39 +179,50 @@ func (r *record) answered(id uint32, port uint16, attempt uint16) {
 	}
 }
 
-// begin keeps the event of a connection until the one of its end comes.
-func (r *record) begin(e wire.Event) {
+// begin keeps a connection of a probe until over, or the event of its end.
+func (r *record) begin(o open) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.probe(e.Probe) == nil {
-		return
+	if r.probe(o.event.Probe) != nil {
+		r.keep(o)
 	}
-	if r.open == nil {
-		r.open = make(map[tuple]wire.Event)
-	}
-	r.open[tuple{e.Remote, e.Local}] = e
 }
 
-// greeted keeps the event of a connection that has not said yet which probe it
-// is, until left or begin.
-func (r *record) greeted(e wire.Event) {
+// unproven keeps a connection that has not said yet which probe it is, until
+// over, begin or the event of its end.
+func (r *record) unproven(o open) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.open) >= maxStrays {
-		return
+	if len(r.open) < maxStrays {
+		r.keep(o)
 	}
-	if r.open == nil {
-		r.open = make(map[tuple]wire.Event)
-	}
-	r.open[tuple{e.Remote, e.Local}] = e
 }
 
-// left ends greeted.
-func (r *record) left(e wire.Event) {
+// ofAnother forgets a connection that was unproven and is another session's.
+func (r *record) ofAnother(t tuple) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if t := (tuple{e.Remote, e.Local}); r.open[t].Probe == 0 {
-		delete(r.open, t)
+	r.ended(&wire.Event{Remote: t.remote, Local: t.local})
+}
+
+// keep adds to what is under way; the caller holds the lock. What was unproven on
+// a connection is so no more.
+func (r *record) keep(o open) {
+	if r.open == nil {
+		r.open = make(map[tuple][]open)
+	}
+	r.ended(&o.event)
+	t := endsOf(&o.event)
+	r.open[t] = append(r.open[t], o)
+}
+
+// ended takes away what an event of the same connection puts an end to; the
+// caller holds the lock.
+func (r *record) ended(e *wire.Event) {
+	t := endsOf(e)
+	left := slices.DeleteFunc(r.open[t], func(o open) bool { return o.event.Probe == 0 || o.event.Probe == e.Probe })
+	if delete(r.open, t); len(left) > 0 {
+		r.open[t] = left
 	}
 }
 
@@ -210,7 +230,7 @@ func (r *record) left(e wire.Event) {
 func (r *record) event(e wire.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.open, tuple{e.Remote, e.Local})
+	r.ended(&e)
 	p := r.probe(e.Probe)
 	switch {
 	case p == nil:
@@ -241,7 +261,7 @@ func (r *record) stray(e wire.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if e.Transport == scenarios.TCP {
-		delete(r.open, tuple{e.Remote, e.Local})
+		r.ended(&e)
 	}
 	r.dirty = true
 	if len(r.strays) < maxStrays && r.room(&e) {
@@ -263,7 +283,8 @@ func (r *record) fill(l *wire.Ledger) {
 	l.Started = r.started
 	l.Sources = slices.Clone(r.sources)
 	l.Strays = slices.Clone(r.strays)
-	for _, e := range r.open {
+	under := r.underWay()
+	for _, e := range under {
 		if e.Probe == 0 && len(l.Strays) < maxStrays {
 			l.Strays = append(l.Strays, e)
 		}
@@ -271,13 +292,40 @@ func (r *record) fill(l *wire.Ledger) {
 	for _, id := range slices.Sorted(maps.Keys(r.probes)) {
 		p := r.probes[id]
 		events := slices.Clone(p.events)
-		for _, e := range r.open {
+		for _, e := range under {
 			if e.Probe == id {
 				events = append(events, e)
 			}
 		}
 		l.Probes = append(l.Probes, wire.ProbeRecord{Probe: id, Counts: p.counts(), Events: events, More: p.more})
 	}
+}
+
+// underWay are the connections under way, in order of arrival, with what was
+// said so far as long as the session has room for it: a copy may take no more
+// than what it is a copy of. The caller holds the lock.
+func (r *record) underWay() []wire.Event {
+	var list []wire.Event
+	for _, connection := range r.open {
+		for _, o := range connection {
+			e := o.event
+			if o.said != nil {
+				e.Said = o.said.Said()
+			}
+			e.Bound()
+			list = append(list, e)
+		}
+	}
+	slices.SortFunc(list, func(a, b wire.Event) int {
+		return cmp.Or(a.Time.Compare(b.Time), a.Remote.Compare(b.Remote), a.Local.Compare(b.Local))
+	})
+	held := r.held
+	for i := range list {
+		if held += int64(list[i].Size()); held > maxRich {
+			list[i].Bare()
+		}
+	}
+	return list
 }
 
 // counts groups ports that fared alike.

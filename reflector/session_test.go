@@ -74,7 +74,7 @@ func TestSessionWithSomethingUnderWayDoesNotExpire(t *testing.T) {
 		all = append(all, s)
 	}
 	under := wire.Event{Transport: "tcp", Remote: near, Local: near, Probe: 1}
-	all[0].begin(under)
+	all[0].begin(open{event: under})
 	all[1].waits(1)
 	c.pass(sessionIdle + time.Second)
 	tab.expire(false)

@@ -73,17 +73,6 @@ const (
 	MaxSaidLine = 256
 )
 
-// Say records a line that was sent, Hear one that was heard.
-func (s *Said) Say(line string)  { s.Sent = appendSaid(s.Sent, line) }
-func (s *Said) Hear(line string) { s.Heard = appendSaid(s.Heard, line) }
-
-func appendSaid(list []string, line string) []string {
-	if len(list) >= MaxSaid {
-		return list
-	}
-	return append(list, cut(line, MaxSaidLine))
-}
-
 // A Count says that for each of Ports, Seen attempts arrived and Answered of
 // them were answered.
 type Count struct {
