@@ -27,6 +27,16 @@ func onPorts(ports string, box middlebox.TCP) func(*scene) {
 func furtherTamperings() []tampering {
 	rules := firewall("") + translator
 	altered := func(why string) fact { return fact{Verdict: client.Altered, Why: why} }
+	sshIntercepted := func(name string, box *middlebox.SSHInterceptor) tampering {
+		seen, err := box.Fingerprint()
+		if err != nil {
+			panic(err)
+		}
+		return tampering{clean: rules, row: row{name: name, scenario: "files", rules: rules, boxes: onPorts("22", middlebox.TCP{Between: box.Between}), want: map[string]fact{
+			// All data passes whole, so nothing but the key tells.
+			"SFTP": {Verdict: client.Altered, Near: "done", Far: "done", Received: "300000", Why: `"host key SHA256:…" was sent, "host key ` + seen +
+				`" arrived here: somebody between ends the encryption, and reads and may change all that passes`}}}}
+	}
 	add := func(name, scenario string, boxes func(*scene), want map[string]fact) tampering {
 		return tampering{row: row{name: name, scenario: scenario, rules: rules, boxes: boxes, want: want}, clean: rules}
 	}
@@ -48,6 +58,10 @@ func furtherTamperings() []tampering {
 			"FTP": {Verdict: client.Altered, Parts: `"TYPE I" was sent, "TYPE A" arrived at the reflector`}}),
 		add("SSH's banner rewritten", "files", onPorts("22", rewritten(middlebox.Server, "SSH-2.0-wallprobe", "SSH-2.0-gateway00")), map[string]fact{
 			"SFTP": {Verdict: client.Altered, Near: "kex altered"}}),
+		sshIntercepted("SSH intercepted", new(middlebox.SSHInterceptor)),
+		sshIntercepted("SSH intercepted by what says the same", &middlebox.SSHInterceptor{Version: "SSH-2.0-wallprobe_reflector"}),
+		add("SSH's ciphers taken away", "files", onPorts("22", rewritten(middlebox.Server, "aes128-gcm@openssh.com", "aes128-xxx@openssh.com")), map[string]fact{
+			"SFTP": {Verdict: client.Altered, Why: `aes128-gcm@openssh.com…was sent…aes128-xxx@openssh.com…arrived here`, Near: "kex altered"}}),
 		add("SSH answered by another server", "files", onPorts("22", middlebox.TCP{Answer: sshServer}), all(stranger, "SFTP")),
 		add("HTTP proxied, and saying so", "http", onPorts("{ 80, 8484 }", middlebox.TCP{Rewrites: middlebox.AddHeaders("Via: 1.1 proxy", "X-Forwarded-For: 10.77.1.2")}),
 			all(altered(`"Via: 1.1 proxy" was put in before it arrived at the reflector`), "HTTP", "CENTER")),

@@ -33,6 +33,7 @@ var sftp = &Protocol{
 	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isSSH(peek(4)) },
 	Greets: true,
 	Bulk:   true,
+	Means:  sshMeans,
 	TCP:    &Ends{Probe: probeSFTP, Serve: serveSFTP},
 }
 

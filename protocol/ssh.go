@@ -42,16 +42,13 @@ func newHostKey() (ssh.Signer, error) {
 	return ssh.NewSignerFromKey(key)
 }
 
-// sshHostKey is how both ends record the key, as a line of their dialogue.
-func sshHostKey(k ssh.PublicKey) string { return "host key " + ssh.FingerprintSHA256(k) }
-
-// An sshConn is what SSH runs over at either end. It keeps the first line of
+// An sshConn is what SSH runs over at either end. It keeps the beginning of
 // both directions, the first error, and the longest pause; and once it is paced,
 // every byte that comes moves the deadline on, up to a last one.
 type sshConn struct {
 	net.Conn
 	mu          sync.Mutex
-	sent, heard []byte // up to the end of the first line
+	sent, heard sshOpening
 	err         error
 	stall       time.Duration // 0 is not paced
 	until       time.Time
@@ -59,21 +56,11 @@ type sshConn struct {
 	pause       time.Duration
 }
 
-func firstLine(line, b []byte) []byte {
-	if bytes.IndexByte(line, '\n') >= 0 || len(line) > wire.MaxSaidLine {
-		return line
-	}
-	if i := bytes.IndexByte(b, '\n'); i >= 0 {
-		b = b[:i+1]
-	}
-	return append(line, b[:min(len(b), wire.MaxSaidLine)]...)
-}
-
 func (c *sshConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard = firstLine(c.heard, b[:n])
+	c.heard.take(b[:n])
 	c.failed(err)
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
@@ -87,7 +74,7 @@ func (c *sshConn) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.sent = firstLine(c.sent, b[:n])
+	c.sent.take(b[:n])
 	c.failed(err)
 	return n, err
 }
@@ -122,15 +109,15 @@ func (c *sshConn) longest() time.Duration {
 	return c.pause
 }
 
-// record notes the first lines of both directions.
+// record notes how both directions began.
 func (c *sshConn) record(said *wire.Said) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.sent) > 0 {
-		said.Say(strings.TrimRight(string(c.sent), "\r\n"))
+	for _, line := range c.sent.said() {
+		said.Say(line)
 	}
-	if len(c.heard) > 0 {
-		said.Hear(strings.TrimRight(string(c.heard), "\r\n"))
+	for _, line := range c.heard.said() {
+		said.Hear(line)
 	}
 }
 
@@ -139,8 +126,8 @@ func (c *sshConn) record(said *wire.Said) {
 func (c *sshConn) began() (bool, []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	whole := bytes.IndexByte(c.heard, '\n') >= 0
-	return whole && isSSH(c.heard), bytes.Clone(c.heard)
+	line := c.heard.line()
+	return bytes.HasSuffix(line, []byte("\n")) && isSSH(line), bytes.Clone(line)
 }
 
 func isSSH(b []byte) bool { return bytes.HasPrefix(b, []byte("SSH-")) }
