@@ -226,3 +226,29 @@ func TestInterceptorWaitsForTLSThatIsAskedFor(t *testing.T) {
 	}
 	s.send(near, far, "EHLO a\r\n", "EHLO a\r\n")
 }
+
+func TestFilterLooksAtTLSThatIsAskedFor(t *testing.T) {
+	s := newScene(t)
+	l := s.listen()
+	s.open(TCP{Ports: "7", Filter: ByName(ResetBoth, "bad.example"), Later: true})
+	for name, want := range map[string]error{"good.example": nil, "bad.example": syscall.ECONNRESET} {
+		client, server := s.pair(l, s.targets()[0])
+		s.send(client, server, "STARTTLS\r\n", "STARTTLS\r\n")
+		s.send(server, client, "220 go on\r\n", "220 go on\r\n")
+		cert, err := new(Interceptor).leaf("server")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var heard string
+		far := tls.Server(server, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			heard = h.ServerName
+			return &tls.Config{Certificates: []tls.Certificate{*cert}}, nil
+		}})
+		ended := make(chan error, 1)
+		go func() { ended <- far.Handshake() }()
+		err = tls.Client(client, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+		if !errors.Is(err, want) || !errors.Is(<-ended, want) || (heard == name) != (want == nil) {
+			t.Errorf("%s: %v, the server heard %q", name, err, heard)
+		}
+	}
+}

@@ -1,6 +1,7 @@
 package middlebox
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ type TCP struct {
 	// Filter, if set, looks at the ClientHello that a connection begins with;
 	// what begins with something else passes.
 	Filter Filter
+	// Later lets all pass until the client begins TLS, as behind STARTTLS, and
+	// only then Filter looks.
+	Later bool
 	// Between, if set, stands between the two connections in place of
 	// forwarding, which ends when it returns.
 	Between func(client, server net.Conn)
@@ -168,7 +172,7 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 		p.box.Between(client, conn)
 		return
 	}
-	if p.box.Filter != nil && !p.box.Filter.let(ctx, client, conn.(*net.TCPConn)) {
+	if p.box.Filter != nil && !p.box.look(ctx, client, conn.(*net.TCPConn)) {
 		return
 	}
 	f := &forwarding{cut: p.box.Cut, stop: make(chan struct{})}
@@ -180,6 +184,20 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	if f.stopped() {
 		<-ctx.Done()
 	}
+}
+
+// look lets the filter decide and tells whether the connection goes on.
+func (t TCP) look(ctx context.Context, client, server *net.TCPConn) bool {
+	if !t.Later {
+		return t.Filter.let(ctx, client, client, server)
+	}
+	near := &peeked{Conn: client, in: bufio.NewReader(client)}
+	if !near.passUntilTLS(server) || !t.Filter.let(ctx, near, client, server) {
+		return false
+	}
+	rest, _ := near.in.Peek(near.in.Buffered()) // of what was read together with the hello
+	_, err := server.Write(rest)
+	return err == nil
 }
 
 // forwarding is what the two directions of a connection share.
