@@ -36,14 +36,12 @@ func (e *portEvidence) judgeConnect() (Verdict, string) {
 // judgeBroken: the connection came up, then something went wrong.
 func (e *portEvidence) judgeBroken() (Verdict, string) {
 	o := e.near
+	changed, _ := e.rewritten()
 	if _, why := e.certificate(); why != "" {
-		return Altered, why
+		return Altered, also(why, changed)
 	}
-	if why := e.helloChanged(); why != "" {
+	if why := cmp.Or(e.helloChanged(), changed); why != "" {
 		return Altered, why
-	}
-	if changed, _ := e.rewritten(); changed != "" {
-		return Altered, changed
 	}
 	reached := e.arrived()
 	switch {

@@ -89,7 +89,29 @@ func furtherTamperings() []tampering {
 			s.serve(middlebox.UDP{Ports: "53", Edit: middlebox.DNSAnswers(v4, v6)}.Open(s.firewall()))
 		}, map[string]fact{"DNS-UDP": altered(`was sent, "answer A`)}),
 	}
-	return append(list, clamped()...)
+	return slices.Concat(list, upgrades(), clamped())
+}
+
+// upgrades: WebSocket is taken out of HTTPS by somebody who reads along. Page
+// and data pass inside the same interception.
+func upgrades() []tampering {
+	rules := firewall("") + translator
+	const read = `altered: TLS intercepted: …; the ClientHello arrived as another`
+	taken := func(name, gone string, rewrites ...middlebox.Rewrite) tampering {
+		box := middlebox.TCP{Between: (&middlebox.Interceptor{Rewrites: rewrites}).Between}
+		ways := "h2: " + read + "\nhttp/1.1: " + read + "\nwebsocket: " + read + "; " + gone + ": WebSocket does not come up, whatever requests do"
+		return tampering{clean: rules, row: row{name: name, scenario: "http", rules: rules, boxes: onPorts("8003", box),
+			want: all(fact{Verdict: client.Altered, Near: "done", Far: "done", Received: "100000", Ways: ways}, "HTTPS")}}
+	}
+	answer := func(status string) middlebox.Rewrite {
+		return middlebox.Rewrite{From: middlebox.Server, Old: "HTTP/1.1 101 Switching Protocols", New: "HTTP/1.1 " + status}
+	}
+	return []tampering{
+		taken("WebSocket's upgrade taken away", `"Upgrade: websocket" was sent and taken away`,
+			middlebox.Rewrite{From: middlebox.Client, Old: "Upgrade: websocket\r\n"}, middlebox.Rewrite{From: middlebox.Client, Old: "Connection: Upgrade\r\n"}),
+		taken("WebSocket's upgrade refused", `"HTTP/1.1 101 Switching Protocols" was sent, "HTTP/1.1 400 Bad Request" arrived here`, answer("400 Bad Request")),
+		taken("WebSocket's upgrade answered with a page", `"HTTP/1.1 101 Switching Protocols" was sent, "HTTP/1.1 200 OK" arrived here`, answer("200 OK")),
+	}
 }
 
 // clamped: segment sizes and times to live, whatever is spoken.

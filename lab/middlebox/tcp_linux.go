@@ -223,8 +223,7 @@ func (f *forwarding) copy(to, from *net.TCPConn, e *editor, side Side) {
 	}
 	buf := make([]byte, 32<<10)
 	for left != 0 {
-		n, err := from.Read(buf)
-		data := e.edit(buf[:n], err != nil)
+		data, err := e.read(from, buf)
 		if left > 0 {
 			data = data[:min(int64(len(data)), left)]
 			left -= int64(len(data))
