@@ -36,7 +36,7 @@ func (e *portEvidence) judgeConnect() (Verdict, string) {
 // judgeBroken: the connection came up, then something went wrong.
 func (e *portEvidence) judgeBroken() (Verdict, string) {
 	o := e.near
-	changed, _ := e.rewritten()
+	changed, helped := e.rewritten()
 	if _, why := e.certificate(); why != "" {
 		return Altered, also(why, changed)
 	}
@@ -69,7 +69,10 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	if !e.ledger && o.Stage != protocol.StageData && o.Stage != protocol.StageIdle {
 		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had" + e.compared()
 	}
-	return Cut, e.cutWhy()
+	if helped != "" {
+		helped = rewrittenWhy + helped // which may be why
+	}
+	return Cut, also(e.cutWhy(), helped)
 }
 
 func changedAt(s *wire.Event) string {

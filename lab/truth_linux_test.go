@@ -281,7 +281,7 @@ func matchesEach(lines, patterns string) bool {
 	if patterns == "" {
 		return true
 	}
-	got, want := strings.Split(strings.TrimSpace(lines), "\n"), strings.Split(strings.TrimSpace(patterns), "\n")
+	got, want := strings.Split(strings.TrimSuffix(lines, "\n"), "\n"), strings.Split(patterns, "\n")
 	return slices.EqualFunc(got, want, func(line, pattern string) bool {
 		parts := strings.Split(pattern, "…")
 		return strings.HasPrefix(line, parts[0]) && strings.HasSuffix(line, parts[len(parts)-1]) && containsInOrder(line, parts)

@@ -118,22 +118,29 @@ func (i *Interceptor) leaf(name string) (*tls.Certificate, error) {
 
 // splice joins two connections until both directions have ended.
 func splice(near, far net.Conn, rewrites []Rewrite) {
-	ended := make(chan struct{})
-	forward := func(to, from net.Conn, side Side) {
+	relay(near, far, func(to, from net.Conn, side Side) {
 		e, buf := newEditor(rewrites, side), make([]byte, 32<<10)
 		for {
 			data, err := e.read(from, buf)
 			if _, unsent := to.Write(data); unsent != nil || err != nil {
-				break
+				return
 			}
 		}
+	})
+}
+
+// relay forwards both directions until both have ended.
+func relay(near, far net.Conn, forward func(to, from net.Conn, side Side)) {
+	ended := make(chan struct{})
+	one := func(to, from net.Conn, side Side) {
+		forward(to, from, side)
 		if half, ok := to.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
 		ended <- struct{}{}
 	}
-	go forward(far, near, Client)
-	go forward(near, far, Server)
+	go one(far, near, Client)
+	go one(near, far, Server)
 	<-ended
 	enough := time.AfterFunc(drainTime, func() {
 		_ = near.Close()

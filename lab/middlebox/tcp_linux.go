@@ -30,6 +30,10 @@ type TCP struct {
 	Timeout  time.Duration // of a connection; 0 is a minute
 	AsClient bool          // connect from the client's own address, not from the host's
 
+	// To tells where a connection that was aimed at an address goes on to; nil
+	// is there.
+	To func(aimed netip.AddrPort) netip.AddrPort
+
 	// Filter, if set, looks at the ClientHello that a connection begins with;
 	// what begins with something else passes.
 	Filter Filter
@@ -154,6 +158,9 @@ func (p *TCPProxy) accept(ctx context.Context, l net.Listener, wg *sync.WaitGrou
 func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	aimed := client.LocalAddr().(*net.TCPAddr).AddrPort()
 	aimed = netip.AddrPortFrom(aimed.Addr().Unmap(), aimed.Port())
+	if p.box.To != nil {
+		aimed = p.box.To(aimed)
+	}
 	dialer := net.Dialer{Timeout: dialTimeout}
 	if p.box.AsClient {
 		dialer.Control, dialer.LocalAddr = transparent, &net.TCPAddr{IP: client.RemoteAddr().(*net.TCPAddr).IP}
