@@ -36,14 +36,12 @@ func (e *portEvidence) judgeConnect() (Verdict, string) {
 // judgeBroken: the connection came up, then something went wrong.
 func (e *portEvidence) judgeBroken() (Verdict, string) {
 	o := e.near
+	changed, helped := e.rewritten()
 	if _, why := e.certificate(); why != "" {
-		return Altered, why
+		return Altered, also(why, changed)
 	}
-	if why := e.helloChanged(); why != "" {
+	if why := cmp.Or(e.helloChanged(), changed); why != "" {
 		return Altered, why
-	}
-	if changed, _ := e.rewritten(); changed != "" {
-		return Altered, changed
 	}
 	reached := e.arrived()
 	switch {
@@ -71,7 +69,10 @@ func (e *portEvidence) judgeBroken() (Verdict, string) {
 	if !e.ledger && o.Stage != protocol.StageData && o.Stage != protocol.StageIdle {
 		return Silent, "the connection came up, then " + ended(o.Fault) + "; the reflector's ledger could not be had" + e.compared()
 	}
-	return Cut, e.cutWhy()
+	if helped != "" {
+		helped = rewrittenWhy + helped // which may be why
+	}
+	return Cut, also(e.cutWhy(), helped)
 }
 
 func changedAt(s *wire.Event) string {

@@ -286,10 +286,10 @@ func (e *portEvidence) judge() (Verdict, string) {
 func (e *portEvidence) judgeDone() (Verdict, string) {
 	o := e.near
 	same, why := e.certificate()
-	if why = cmp.Or(why, e.helloChanged(), e.negotiated()); why != "" {
-		return Altered, why
-	}
 	changed, helped := e.rewritten()
+	if why = cmp.Or(why, e.helloChanged(), e.negotiated()); why != "" {
+		return Altered, also(why, changed)
+	}
 	switch {
 	case changed != "":
 		return Altered, changed

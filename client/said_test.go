@@ -89,6 +89,18 @@ func TestDialogueThatFitsSpeaksForThePort(t *testing.T) {
 	}
 }
 
+// What a helper rewrote may be why a connection broke off, and is told beside it.
+func TestHelpersHandIsToldOfWhatBrokeOff(t *testing.T) {
+	o := Observation{Ports: ports(t, "21"), Sent: 1, Stage: "data", Fault: "refused", Step: "PASV", Said: &wire.Said{Sent: []string{"PASV"}, Heard: []string{"227 (1,1,1,1,4,1)"}}}
+	e := portEvidence{near: &o, transport: scenarios.TCP, speak: "ftp", ledger: true, bound: true,
+		events: []wire.Event{{Stage: "data", Fault: "eof", Said: &wire.Said{Sent: []string{"227 (1,1,1,1,4,2)"}, Heard: []string{"PASV"}}}}}
+	want := conclusion{Cut, `before the first byte of data: refused (PASV); at the reflector, stage data: the connection was closed; rewritten by a helper on the way: "227 (1,1,1,1,4,2)" was sent, "227 (1,1,1,1,4,1)" arrived here`}
+	verdict, why := e.judge()
+	if diff := cmp.Diff(want, conclusion{verdict, why}, cmp.AllowUnexported(conclusion{})); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestLedgerIsAskedForAgainWhileItLagsBehind(t *testing.T) {
 	at := wire.Event{Local: netip.AddrPortFrom(farAddr, 443), Unfinished: true, Said: said("220 far", "EHLO a")}
 	behind, unheard, ended, elsewhere := at, at, at, at

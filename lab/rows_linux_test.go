@@ -4,6 +4,7 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"testing"
@@ -27,6 +28,16 @@ func onPorts(ports string, box middlebox.TCP) func(*scene) {
 func furtherTamperings() []tampering {
 	rules := firewall("") + translator
 	altered := func(why string) fact { return fact{Verdict: client.Altered, Why: why} }
+	sshIntercepted := func(name string, box *middlebox.SSHInterceptor) tampering {
+		seen, err := box.Fingerprint()
+		if err != nil {
+			panic(err)
+		}
+		return tampering{clean: rules, row: row{name: name, scenario: "files", rules: rules, boxes: onPorts("22", middlebox.TCP{Between: box.Between}), want: map[string]fact{
+			// All data passes whole, so nothing but the key tells.
+			"SFTP": {Verdict: client.Altered, Near: "done", Far: "done", Received: "300000", Why: `"host key SHA256:…" was sent, "host key ` + seen +
+				`" arrived here: somebody between ends the encryption, and reads and may change all that passes`}}}}
+	}
 	add := func(name, scenario string, boxes func(*scene), want map[string]fact) tampering {
 		return tampering{row: row{name: name, scenario: scenario, rules: rules, boxes: boxes, want: want}, clean: rules}
 	}
@@ -40,6 +51,14 @@ func furtherTamperings() []tampering {
 	byName := func(near string) fact {
 		return fact{Verdict: client.Cut, Near: near, Parts: `; by name: with another server name in place of "`}
 	}
+	// The dialogue in clear passes, and then the hello is looked at.
+	behindSTARTTLS := func(name string, do middlebox.Action, want fact) tampering {
+		want.Parts += `mail.example" the same hello passes on this port`
+		box := middlebox.TCP{Filter: middlebox.ByName(do, "mail.example"), Later: true}
+		t := add(name, "mail", onPorts(portsSTARTTLS, box), join(all(want, mailSTARTTLS...), all(fact{Verdict: client.Open}, mailInTLS...)))
+		t.red = mailSTARTTLS
+		return t
+	}
 	intercepted := altered(`TLS intercepted: …issued by "CN=wallprobe lab inspection" was seen`)
 	list := []tampering{
 		add("an FTP greeting rewritten", "files", onPorts("21", rewritten(middlebox.Server, "220 wallprobe FTP", "220 somebody's FTP")), map[string]fact{
@@ -48,6 +67,10 @@ func furtherTamperings() []tampering {
 			"FTP": {Verdict: client.Altered, Parts: `"TYPE I" was sent, "TYPE A" arrived at the reflector`}}),
 		add("SSH's banner rewritten", "files", onPorts("22", rewritten(middlebox.Server, "SSH-2.0-wallprobe", "SSH-2.0-gateway00")), map[string]fact{
 			"SFTP": {Verdict: client.Altered, Near: "kex altered"}}),
+		sshIntercepted("SSH intercepted", new(middlebox.SSHInterceptor)),
+		sshIntercepted("SSH intercepted by what says the same", &middlebox.SSHInterceptor{Version: "SSH-2.0-wallprobe_reflector"}),
+		add("SSH's ciphers taken away", "files", onPorts("22", rewritten(middlebox.Server, "aes128-gcm@openssh.com", "aes128-xxx@openssh.com")), map[string]fact{
+			"SFTP": {Verdict: client.Altered, Why: `aes128-gcm@openssh.com…was sent…aes128-xxx@openssh.com…arrived here`, Near: "kex altered"}}),
 		add("SSH answered by another server", "files", onPorts("22", middlebox.TCP{Answer: sshServer}), all(stranger, "SFTP")),
 		add("HTTP proxied, and saying so", "http", onPorts("{ 80, 8484 }", middlebox.TCP{Rewrites: middlebox.AddHeaders("Via: 1.1 proxy", "X-Forwarded-For: 10.77.1.2")}),
 			all(altered(`"Via: 1.1 proxy" was put in before it arrived at the reflector`), "HTTP", "CENTER")),
@@ -55,6 +78,9 @@ func furtherTamperings() []tampering {
 		add("HTTPS reset by server name", "http", onPorts("8003", middlebox.TCP{Filter: middlebox.ByName(middlebox.ResetBoth, "web.example")}), all(byName("tls reset"), "HTTPS")),
 		add("mail in TLS reset by server name", "mail", onPorts("{ 465, 993, 995, 5223 }", middlebox.TCP{Filter: middlebox.ByName(middlebox.ResetBoth, "mail.example")}), all(byName("tls reset"), mailInTLS...)),
 		add("mail in TLS dropped by server name", "mail", onPorts("{ 465, 993, 995, 5223 }", middlebox.TCP{Filter: middlebox.ByName(middlebox.DropSilent, "mail.example")}), all(byName("tls timeout"), mailInTLS...)),
+		behindSTARTTLS("reset by server name behind STARTTLS", middlebox.ResetBoth, byName("tls reset")),
+		behindSTARTTLS("dropped by server name behind STARTTLS", middlebox.DropSilent, byName("tls timeout")),
+		behindSTARTTLS("alert by server name behind STARTTLS", middlebox.Alert, byName("tls remote error: tls: access denied")),
 		add("XMPP's agreement on TLS rewritten", "mail", onPorts("5222", rewritten(middlebox.Server, "<proceed xmlns", "<failure xmlns")), map[string]fact{
 			"XMPP": {Verdict: client.Altered, Why: `"<proceed xmlns=…was sent, "<failure xmlns=`, Near: "starttls foreign"}}),
 		add("the vendors' TLS intercepted", "vendor", onPorts("{ 5228, 19812-19814 }", middlebox.TCP{Between: new(middlebox.Interceptor).Between}), all(intercepted, "MCS")),
@@ -63,7 +89,29 @@ func furtherTamperings() []tampering {
 			s.serve(middlebox.UDP{Ports: "53", Edit: middlebox.DNSAnswers(v4, v6)}.Open(s.firewall()))
 		}, map[string]fact{"DNS-UDP": altered(`was sent, "answer A`)}),
 	}
-	return append(list, clamped()...)
+	return slices.Concat(list, upgrades(), clamped())
+}
+
+// upgrades: WebSocket is taken out of HTTPS by somebody who reads along. Page
+// and data pass inside the same interception.
+func upgrades() []tampering {
+	rules := firewall("") + translator
+	const read = `altered: TLS intercepted: …; the ClientHello arrived as another`
+	taken := func(name, gone string, rewrites ...middlebox.Rewrite) tampering {
+		box := middlebox.TCP{Between: (&middlebox.Interceptor{Rewrites: rewrites}).Between}
+		ways := "h2: " + read + "\nhttp/1.1: " + read + "\nwebsocket: " + read + "; " + gone + ": WebSocket does not come up, whatever requests do"
+		return tampering{clean: rules, row: row{name: name, scenario: "http", rules: rules, boxes: onPorts("8003", box),
+			want: all(fact{Verdict: client.Altered, Near: "done", Far: "done", Received: "100000", Ways: ways}, "HTTPS")}}
+	}
+	answer := func(status string) middlebox.Rewrite {
+		return middlebox.Rewrite{From: middlebox.Server, Old: "HTTP/1.1 101 Switching Protocols", New: "HTTP/1.1 " + status}
+	}
+	return []tampering{
+		taken("WebSocket's upgrade taken away", `"Upgrade: websocket" was sent and taken away`,
+			middlebox.Rewrite{From: middlebox.Client, Old: "Upgrade: websocket\r\n"}, middlebox.Rewrite{From: middlebox.Client, Old: "Connection: Upgrade\r\n"}),
+		taken("WebSocket's upgrade refused", `"HTTP/1.1 101 Switching Protocols" was sent, "HTTP/1.1 400 Bad Request" arrived here`, answer("400 Bad Request")),
+		taken("WebSocket's upgrade answered with a page", `"HTTP/1.1 101 Switching Protocols" was sent, "HTTP/1.1 200 OK" arrived here`, answer("200 OK")),
+	}
 }
 
 // clamped: segment sizes and times to live, whatever is spoken.
@@ -123,19 +171,18 @@ func TestTamperingWithEveryKindOfProtocolIsNamed(t *testing.T) {
 			})
 		}
 	}
-	// With the fault taken away, each row is wrong about all that it says.
+	// With the fault taken away, each row is wrong about all that it says of it.
 	for i, r := range furtherTamperings() {
 		t.Run("without "+r.name, func(t *testing.T) {
 			t.Parallel()
 			changed := r.row
 			changed.rules, changed.boxes = r.clean, nil
 			res := changed.play(t, program, r.families()[i%len(r.families())])
-			var every []string
-			for id := range r.want {
-				every = append(every, id)
+			red := r.red
+			if red == nil {
+				red = slices.Collect(maps.Keys(r.want))
 			}
-			slices.Sort(every)
-			if diff := gocmp.Diff(every, r.wrong(res)); diff != "" {
+			if diff := gocmp.Diff(slices.Sorted(slices.Values(red)), r.wrong(res)); diff != "" {
 				t.Errorf("paths that the row is wrong about (-want +got):\n%s", diff)
 				r.explain(t, res)
 			}

@@ -43,6 +43,7 @@ type fact struct {
 	Verdict  client.Verdict
 	Why      string // parts of it, in order, with "…" between them
 	Parts    string // as Why, of every part of the path's ways
+	Ways     string // one line for each part of the path's ways, in their order, with "…" for what is not demanded
 	Passage  string // header fields that arrived changed, or were translated; "none"
 	Ports    string // verdicts of a range's parts
 	Near     string // stage and fault at the client
@@ -235,6 +236,7 @@ func found(res *client.Result, f *client.Finding) fact {
 	got.Passage = passage(f)
 	for _, p := range f.Parts {
 		got.Parts += p.Why + "\n"
+		got.Ways += fmt.Sprintf("%s: %s: %s\n", p.Target, p.Verdict, p.Why)
 	}
 	got.Parts = cmp.Or(got.Parts, f.Why)
 	if o.ICMP != nil {
@@ -265,10 +267,25 @@ func (f fact) demanded(want fact) fact {
 	if !slices.ContainsFunc(every, func(why string) bool { return !containsInOrder(why, strings.Split(want.Parts, "…")) }) {
 		f.Parts = want.Parts
 	}
+	if matchesEach(f.Ways, want.Ways) {
+		f.Ways = want.Ways
+	}
 	if containsInOrder(f.Why, strings.Split(want.Why, "…")) {
 		f.Why = want.Why
 	}
 	return f
+}
+
+// matchesEach compares lines with patterns, each as a whole.
+func matchesEach(lines, patterns string) bool {
+	if patterns == "" {
+		return true
+	}
+	got, want := strings.Split(strings.TrimSuffix(lines, "\n"), "\n"), strings.Split(patterns, "\n")
+	return slices.EqualFunc(got, want, func(line, pattern string) bool {
+		parts := strings.Split(pattern, "…")
+		return strings.HasPrefix(line, parts[0]) && strings.HasSuffix(line, parts[len(parts)-1]) && containsInOrder(line, parts)
+	})
 }
 
 func containsInOrder(text string, parts []string) bool {

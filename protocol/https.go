@@ -27,6 +27,7 @@ var secureHTTP = &Protocol{
 	Variants: []string{variantH2, variantHTTP1, variantSocket},
 	Bulk:     true,
 	Secure:   true,
+	Means:    socketMeans,
 	Claims:   func(peek Peek, inTLS bool) bool { return inTLS && kindOfHTTP(peek) > 0 },
 	TCP:      &Ends{Probe: probeHTTPS, Serve: serveHTTP},
 }

@@ -33,6 +33,7 @@ var sftp = &Protocol{
 	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isSSH(peek(4)) },
 	Greets: true,
 	Bulk:   true,
+	Means:  sshMeans,
 	TCP:    &Ends{Probe: probeSFTP, Serve: serveSFTP},
 }
 
@@ -86,6 +87,7 @@ func (n *sftpNear) shake() (<-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 		HostKeyCallback: func(_ string, _ net.Addr, k ssh.PublicKey) error {
 			// Whether it is the reflector's is a finding, not a reason to stop.
 			key, n.keyed = sshHostKey(k), time.Now()
+			n.conn.said.Hear(key)
 			n.conn.SetDeadline(n.keyed.Add(n.x.Stall))
 			return nil
 		},
@@ -98,7 +100,6 @@ func (n *sftpNear) shake() (<-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 	spoke, heard := n.conn.began()
 	switch n.stage = StageLogin; {
 	case key != "":
-		n.conn.said.Hear(key)
 	case spoke:
 		n.stage = StageKex
 	default:

@@ -42,18 +42,15 @@ func newHostKey() (ssh.Signer, error) {
 	return ssh.NewSignerFromKey(key)
 }
 
-// sshHostKey is how both ends record the key, as a line of their dialogue.
-func sshHostKey(k ssh.PublicKey) string { return "host key " + ssh.FingerprintSHA256(k) }
-
-// An sshConn is what SSH runs over at either end. It keeps the first line of
+// An sshConn is what SSH runs over at either end. It keeps the beginning of
 // both directions, the first error, and the longest pause; and once it is paced,
 // every byte that comes moves the deadline on, up to a last one.
 type sshConn struct {
 	net.Conn
 	said        wire.Transcript
-	key         string // that this end says it has, after its first line; "" is none
+	key         string // that this end says it has, after its opening; "" is none
 	mu          sync.Mutex
-	sent, heard []byte // up to the end of the first line
+	sent, heard sshOpening
 	err         error
 	stall       time.Duration // 0 is not paced
 	until       time.Time
@@ -61,31 +58,11 @@ type sshConn struct {
 	pause       time.Duration
 }
 
-// firstLine adds to the first line of a direction, and gives it to record once
-// it is whole.
-func firstLine(line, b []byte, record func(string)) []byte {
-	if wholeLine(line) {
-		return line
-	}
-	if i := bytes.IndexByte(b, '\n'); i >= 0 {
-		b = b[:i+1]
-	}
-	line = append(line, b[:min(len(b), wire.MaxSaidLine)]...)
-	if wholeLine(line) {
-		record(strings.TrimRight(string(line), "\r\n"))
-	}
-	return line
-}
-
-func wholeLine(line []byte) bool {
-	return bytes.IndexByte(line, '\n') >= 0 || len(line) > wire.MaxSaidLine
-}
-
 func (c *sshConn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.heard = firstLine(c.heard, b[:n], c.said.Hear)
+	c.heard.take(b[:n], c.said.Hear)
 	c.failed(err)
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
@@ -97,7 +74,11 @@ func (c *sshConn) Read(b []byte) (int, error) {
 
 func (c *sshConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
-	c.sent = firstLine(c.sent, b, c.say)
+	c.sent.take(b, c.said.Say)
+	if c.key != "" && c.sent.whole() {
+		c.said.Say(c.key) // it is sent soon after
+		c.key = ""
+	}
 	c.mu.Unlock()
 	n, err := c.Conn.Write(b)
 	c.mu.Lock()
@@ -136,22 +117,14 @@ func (c *sshConn) longest() time.Duration {
 	return c.pause
 }
 
-// say records the first line and the key, which is sent soon after it.
-func (c *sshConn) say(line string) {
-	c.said.Say(line)
-	if c.key != "" {
-		c.said.Say(c.key)
-	}
-}
-
 // record is what was said and heard, when no more is to come of it: a first line
 // that has no end is in it too.
 func (c *sshConn) record() *wire.Said {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	said := c.said.Said()
-	if len(c.heard) > 0 && !wholeLine(c.heard) {
-		said.Heard = append(said.Heard, string(c.heard))
+	if line := c.heard.line(); len(line) > 0 && c.heard.told == 0 {
+		said.Heard = append(said.Heard, string(line[:min(len(line), wire.MaxSaidLine)]))
 	}
 	return said
 }
@@ -161,8 +134,8 @@ func (c *sshConn) record() *wire.Said {
 func (c *sshConn) began() (bool, []byte) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	whole := bytes.IndexByte(c.heard, '\n') >= 0
-	return whole && isSSH(c.heard), bytes.Clone(c.heard)
+	line := c.heard.line()
+	return bytes.HasSuffix(line, []byte("\n")) && isSSH(line), bytes.Clone(line)
 }
 
 func isSSH(b []byte) bool { return bytes.HasPrefix(b, []byte("SSH-")) }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -63,6 +64,17 @@ func (q *requests) upgrade(ctx context.Context) (*websocket.Conn, error) {
 		ws.CloseNow()
 	}
 	return nil, q.ended(err)
+}
+
+// socketMeans says what it means that the upgrade was taken away or refused on
+// the way (RFC 9110 section 7.8: it is for the next hop, which may drop it).
+func socketMeans(sent, heard string) string {
+	asked := strings.EqualFold(sent, "Upgrade: websocket")
+	agreed := strings.HasPrefix(sent, "HTTP/1.1 101 ")
+	if (asked || agreed) && heard != sent {
+		return "WebSocket does not come up, whatever requests do"
+	}
+	return ""
 }
 
 // A messageConn is a WebSocket as a connection of bytes. Unlike the library's

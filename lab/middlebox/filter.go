@@ -71,10 +71,10 @@ func stripped(record []byte, extension uint16) ([]byte, Action) {
 	return out, Pass
 }
 
-// let reads the first record of a client and tells whether the connection goes
-// on; when not, the action was carried out.
-func (f Filter) let(ctx context.Context, client, server *net.TCPConn) bool {
-	record, err := readRecord(client)
+// let reads the next record of a client, of which in is what is left to read,
+// and tells whether the connection goes on; when not, the action was carried out.
+func (f Filter) let(ctx context.Context, in io.Reader, client, server *net.TCPConn) bool {
+	record, err := readRecord(in)
 	action := Pass
 	if h, bad := protocol.ParseHello(record); err == nil && bad == nil {
 		record, action = f(record, h)

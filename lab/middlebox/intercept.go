@@ -18,11 +18,12 @@ import (
 // client's name and ALPN offer, and the client is told what the server chose.
 // What does not begin with a TLS handshake is forwarded as it is.
 type Interceptor struct {
-	Authority  string   // common name of who signs; empty is Issuer
-	ALPN       []string // names that it knows, of others the server hears nothing; nil knows all
-	MaxVersion uint16   // of TLS towards the server; 0 is the highest
-	Plain      bool     // speak without TLS to the server
-	Later      bool     // let all pass until the client begins TLS, as behind STARTTLS
+	Authority  string    // common name of who signs; empty is Issuer
+	ALPN       []string  // names that it knows, of others the server hears nothing; nil knows all
+	MaxVersion uint16    // of TLS towards the server; 0 is the highest
+	Plain      bool      // speak without TLS to the server
+	Later      bool      // let all pass until the client begins TLS, as behind STARTTLS
+	Rewrites   []Rewrite // changes to what is said inside
 
 	once      sync.Once
 	authority *authority
@@ -48,7 +49,7 @@ func (i *Interceptor) Between(client, server net.Conn) {
 			return
 		}
 	case !near.beginsTLS():
-		splice(near, server)
+		splice(near, server, nil)
 		return
 	}
 	i.intercept(near, server)
@@ -83,7 +84,7 @@ func (i *Interceptor) intercept(client, server net.Conn) {
 	ctx, cancel := context.WithTimeout(context.Background(), handshakeTime)
 	defer cancel()
 	if near.HandshakeContext(ctx) == nil {
-		splice(near, far)
+		splice(near, far, i.Rewrites)
 	}
 }
 
@@ -116,19 +117,37 @@ func (i *Interceptor) leaf(name string) (*tls.Certificate, error) {
 }
 
 // splice joins two connections until both directions have ended.
-func splice(near, far net.Conn) {
-	var wg sync.WaitGroup
-	forward := func(to, from net.Conn) {
-		_, _ = io.Copy(to, from)
+func splice(near, far net.Conn, rewrites []Rewrite) {
+	relay(near, far, func(to, from net.Conn, side Side) {
+		e, buf := newEditor(rewrites, side), make([]byte, 32<<10)
+		for {
+			data, err := e.read(from, buf)
+			if _, unsent := to.Write(data); unsent != nil || err != nil {
+				return
+			}
+		}
+	})
+}
+
+// relay forwards both directions until both have ended.
+func relay(near, far net.Conn, forward func(to, from net.Conn, side Side)) {
+	ended := make(chan struct{})
+	one := func(to, from net.Conn, side Side) {
+		forward(to, from, side)
 		if half, ok := to.(interface{ CloseWrite() error }); ok {
 			_ = half.CloseWrite()
 		}
-		_ = from.SetReadDeadline(time.Now()) // nothing more is forwarded from here
-		_ = to.SetReadDeadline(time.Now().Add(drainTime))
+		ended <- struct{}{}
 	}
-	wg.Go(func() { forward(far, near) })
-	wg.Go(func() { forward(near, far) })
-	wg.Wait()
+	go one(far, near, Client)
+	go one(near, far, Server)
+	<-ended
+	enough := time.AfterFunc(drainTime, func() {
+		_ = near.Close()
+		_ = far.Close()
+	})
+	<-ended
+	enough.Stop()
 }
 
 // A peeked connection gives its first bytes again.

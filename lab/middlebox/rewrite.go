@@ -2,7 +2,12 @@ package middlebox
 
 import (
 	"bytes"
+	"errors"
+	"net"
+	"os"
+	"slices"
 	"strings"
+	"time"
 )
 
 // A Side is one end of a flow: the client is the one that began it.
@@ -57,6 +62,9 @@ func (e *editor) edit(piece []byte, last bool) []byte {
 	}
 	e.offset += int64(len(piece))
 	e.held = nil
+	if !slices.ContainsFunc(e.rules, func(r Rewrite) bool { return r.Old != "" }) {
+		return data
+	}
 	var out []byte
 	for len(data) > 0 {
 		rule := e.match(data)
@@ -73,6 +81,23 @@ func (e *editor) edit(piece []byte, last bool) []byte {
 		}
 	}
 	return out
+}
+
+// holdTime is how long the beginning of an Old waits for the rest of it.
+const holdTime = 200 * time.Millisecond
+
+// read gives the next piece of a connection as it is to be sent on. What stayed
+// behind and turns out to be the last that is said for now comes alone.
+func (e *editor) read(from net.Conn, buf []byte) ([]byte, error) {
+	if len(e.held) > 0 {
+		_ = from.SetReadDeadline(time.Now().Add(holdTime))
+		defer from.SetReadDeadline(time.Time{})
+	}
+	n, err := from.Read(buf)
+	if len(e.held) > 0 && errors.Is(err, os.ErrDeadlineExceeded) {
+		return e.edit(buf[:n], true), nil
+	}
+	return e.edit(buf[:n], err != nil), err
 }
 
 func (e *editor) match(data []byte) *Rewrite {

@@ -53,6 +53,69 @@ func TestRewritersDoWhatTheirNamesSay(t *testing.T) {
 	}
 }
 
+func TestGatewayPutsAnotherPortIntoItsLines(t *testing.T) {
+	g := &FTPGateway{Verbs: []string{"227", "229", "PORT", "EPRT"}}
+	for line, want := range map[string]string{
+		"227 Entering Passive Mode (198,51,100,10,132,109)\r\n":  "227 Entering Passive Mode (198,51,100,10,132,108)\r\n",
+		"227 Entering Passive Mode (198,51,100,10,132,109).\r\n": "227 Entering Passive Mode (198,51,100,10,132,108).\r\n",
+		"229 Entering Extended Passive Mode (|||40001|)\r\n":     "229 Entering Extended Passive Mode (|||40000|)\r\n",
+		"PORT 10,77,1,2,1,0\r\n":                                 "PORT 10,77,1,2,1,1\r\n",
+		"EPRT |2|fd77::2|1025|\r\n":                              "EPRT |2|fd77::2|1024|\r\n",
+		"EPSV\r\n":                                               "EPSV\r\n",
+		"227\r\n":                                                "227\r\n",
+		"227 none\r\n":                                           "227 none\r\n",
+		"230 logged in 1,2,3,4,5,6\r\n":                          "230 logged in 1,2,3,4,5,6\r\n",
+	} {
+		if got := g.edit(line); got != want {
+			t.Errorf("%q became %q, want %q", line, got, want)
+		}
+	}
+	at := func(port uint16) netip.AddrPort {
+		return netip.AddrPortFrom(netip.MustParseAddr("198.51.100.10"), port)
+	}
+	for shown, want := range map[uint16]uint16{132<<8 | 108: 132<<8 | 109, 40000: 40001, 257: 256, 1024: 1025, 5000: 5000} {
+		if got := g.To(at(shown)); got != at(want) {
+			t.Errorf("port %d goes on to %s, want %d", shown, got, want)
+		}
+	}
+}
+
+// What looks like the beginning of what is to be rewritten and is all that is
+// said for now goes on as it is: the other end may wait for it.
+func TestBeginningOfARewriteIsNotHeldForEver(t *testing.T) {
+	s := newScene(t)
+	l := s.listen()
+	s.open(TCP{Ports: "7", Rewrites: []Rewrite{{From: Client, Old: "Upgrade", New: "Down"}}})
+	client, server := s.pair(l, s.targets()[0])
+	s.send(client, server, "first Up", "first Up")
+	s.send(client, server, "Upgrade", "Down")
+}
+
+func TestLinesAreEditedAndAnswered(t *testing.T) {
+	s := newScene(t)
+	l := s.listen()
+	s.open(TCP{Ports: "7", Between: Lines(func(from Side, line string) (on, back string) {
+		switch {
+		case line == "EPSV\r\n":
+			return "", "500 no\r\n"
+		case from == Server:
+			return "> " + line, ""
+		}
+		return line, ""
+	})})
+	client, server := s.pair(l, s.targets()[0])
+	s.send(client, server, "PASV\r\n", "PASV\r\n")
+	s.send(server, client, "227 there\r\n", "> 227 there\r\n")
+	if _, err := io.WriteString(client, "EPSV\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	answer := make([]byte, len("500 no\r\n"))
+	if _, err := io.ReadFull(client, answer); err != nil || string(answer) != "500 no\r\n" {
+		t.Errorf("%q, %v", answer, err)
+	}
+	s.send(client, server, "QUIT\r\n", "QUIT\r\n") // and nothing before it
+}
+
 func TestDNSAnswersArriveWithAnotherAddress(t *testing.T) {
 	edit := DNSAnswers(netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::bad"))
 	m := new(dns.Msg)
@@ -225,4 +288,30 @@ func TestInterceptorWaitsForTLSThatIsAskedFor(t *testing.T) {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	s.send(near, far, "EHLO a\r\n", "EHLO a\r\n")
+}
+
+func TestFilterLooksAtTLSThatIsAskedFor(t *testing.T) {
+	s := newScene(t)
+	l := s.listen()
+	s.open(TCP{Ports: "7", Filter: ByName(ResetBoth, "bad.example"), Later: true})
+	for name, want := range map[string]error{"good.example": nil, "bad.example": syscall.ECONNRESET} {
+		client, server := s.pair(l, s.targets()[0])
+		s.send(client, server, "STARTTLS\r\n", "STARTTLS\r\n")
+		s.send(server, client, "220 go on\r\n", "220 go on\r\n")
+		cert, err := new(Interceptor).leaf("server")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var heard string
+		far := tls.Server(server, &tls.Config{GetConfigForClient: func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			heard = h.ServerName
+			return &tls.Config{Certificates: []tls.Certificate{*cert}}, nil
+		}})
+		ended := make(chan error, 1)
+		go func() { ended <- far.Handshake() }()
+		err = tls.Client(client, &tls.Config{ServerName: name, InsecureSkipVerify: true}).Handshake()
+		if !errors.Is(err, want) || !errors.Is(<-ended, want) || (heard == name) != (want == nil) {
+			t.Errorf("%s: %v, the server heard %q", name, err, heard)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package middlebox
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -29,9 +30,16 @@ type TCP struct {
 	Timeout  time.Duration // of a connection; 0 is a minute
 	AsClient bool          // connect from the client's own address, not from the host's
 
+	// To tells where a connection that was aimed at an address goes on to; nil
+	// is there.
+	To func(aimed netip.AddrPort) netip.AddrPort
+
 	// Filter, if set, looks at the ClientHello that a connection begins with;
 	// what begins with something else passes.
 	Filter Filter
+	// Later lets all pass until the client begins TLS, as behind STARTTLS, and
+	// only then Filter looks.
+	Later bool
 	// Between, if set, stands between the two connections in place of
 	// forwarding, which ends when it returns.
 	Between func(client, server net.Conn)
@@ -150,6 +158,9 @@ func (p *TCPProxy) accept(ctx context.Context, l net.Listener, wg *sync.WaitGrou
 func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	aimed := client.LocalAddr().(*net.TCPAddr).AddrPort()
 	aimed = netip.AddrPortFrom(aimed.Addr().Unmap(), aimed.Port())
+	if p.box.To != nil {
+		aimed = p.box.To(aimed)
+	}
 	dialer := net.Dialer{Timeout: dialTimeout}
 	if p.box.AsClient {
 		dialer.Control, dialer.LocalAddr = transparent, &net.TCPAddr{IP: client.RemoteAddr().(*net.TCPAddr).IP}
@@ -168,7 +179,7 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 		p.box.Between(client, conn)
 		return
 	}
-	if p.box.Filter != nil && !p.box.Filter.let(ctx, client, conn.(*net.TCPConn)) {
+	if p.box.Filter != nil && !p.box.look(ctx, client, conn.(*net.TCPConn)) {
 		return
 	}
 	f := &forwarding{cut: p.box.Cut, stop: make(chan struct{})}
@@ -180,6 +191,20 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	if f.stopped() {
 		<-ctx.Done()
 	}
+}
+
+// look lets the filter decide and tells whether the connection goes on.
+func (t TCP) look(ctx context.Context, client, server *net.TCPConn) bool {
+	if !t.Later {
+		return t.Filter.let(ctx, client, client, server)
+	}
+	near := &peeked{Conn: client, in: bufio.NewReader(client)}
+	if !near.passUntilTLS(server) || !t.Filter.let(ctx, near, client, server) {
+		return false
+	}
+	rest, _ := near.in.Peek(near.in.Buffered()) // of what was read together with the hello
+	_, err := server.Write(rest)
+	return err == nil
 }
 
 // forwarding is what the two directions of a connection share.
@@ -205,8 +230,7 @@ func (f *forwarding) copy(to, from *net.TCPConn, e *editor, side Side) {
 	}
 	buf := make([]byte, 32<<10)
 	for left != 0 {
-		n, err := from.Read(buf)
-		data := e.edit(buf[:n], err != nil)
+		data, err := e.read(from, buf)
 		if left > 0 {
 			data = data[:min(int64(len(data)), left)]
 			left -= int64(len(data))
