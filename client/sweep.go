@@ -19,6 +19,16 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
+// answers are what came of the ports of a sweep that were tried.
+type answers map[uint16]*survey.Answer
+
+// take puts answers in the place of earlier ones. It keeps the list.
+func (as answers) take(list []survey.Answer) {
+	for i := range list {
+		as[list[i].Port] = &list[i]
+	}
+}
+
 // A surveyor tries some ports of a sweep.
 type surveyor func(ctx context.Context, ports scenarios.PortSet, progress func(done int)) []survey.Answer
 
@@ -66,16 +76,18 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		answers, err := u.Run(ctx)
 		return explained(answers, ports, err)
 	}
-	answers, probed := r.range_(ctx, p, ports, ask)
-	if again := secondLook(ports, answers, r.seenBy(ctx, p)); len(again) > 0 && r.cfg.Sweep && ctx.Err() == nil {
+	got, probed := r.range_(ctx, p, ports, ask)
+	if again := secondLook(ports, got, r.seenBy(ctx, p)); len(again) > 0 && r.cfg.Sweep && ctx.Err() == nil {
 		base, rate = tries, gentleSweep
-		for _, a := range ask(ctx, again, func(int) {}) {
-			a.Sent += answers[a.Port].Sent
-			answers[a.Port] = a
+		list := ask(ctx, again, func(int) {})
+		for i := range list {
+			a := &list[i]
+			a.Sent += got[a.Port].Sent
+			got[a.Port] = a
 		}
 	}
-	r.lookAgain(ctx, answers, ask)
-	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
+	r.lookAgain(ctx, got, ask)
+	return runs(p, got, probed, func(o *Observation, a survey.Answer) {
 		if o.ByLocal = byLocal; byLocal {
 			o.Aimed = aimed
 		}
@@ -96,12 +108,12 @@ func (o *Observation) datagrams(a survey.Answer) {
 
 // lookAgain tries own ports that something else on this machine held, such as
 // another probe of this run, until the timeout is over.
-func (r *runner) lookAgain(ctx context.Context, answers map[uint16]survey.Answer, ask surveyor) {
+func (r *runner) lookAgain(ctx context.Context, got answers, ask surveyor) {
 	tick := time.NewTicker(r.cfg.Timeout / 5)
 	defer tick.Stop()
 	for range 5 {
 		var held []uint16
-		for port, a := range answers {
+		for port, a := range got {
 			if a.Fault == survey.Other && errors.Is(a.Err, syscall.EADDRINUSE) {
 				held = append(held, port)
 			}
@@ -119,9 +131,7 @@ func (r *runner) lookAgain(ctx context.Context, answers map[uint16]survey.Answer
 		for _, port := range held {
 			ports = appendPort(ports, port)
 		}
-		for _, a := range ask(ctx, ports, func(int) {}) {
-			answers[a.Port] = a
-		}
+		got.take(ask(ctx, ports, func(int) {}))
 	}
 }
 
@@ -136,12 +146,12 @@ const (
 
 // secondLook lists the silent ports that may be the sweep's own doing. seen,
 // nil without a ledger, tells which of them the far end saw.
-func secondLook(ports scenarios.PortSet, answers map[uint16]survey.Answer, seen *perPort) scenarios.PortSet {
+func secondLook(ports scenarios.PortSet, got answers, seen *perPort) scenarios.PortSet {
 	const other, unseen, unanswered = 0, 1, 2
 	class := func(port uint16) int {
-		a, ok := answers[port]
+		a := got[port]
 		switch {
-		case !ok || a.Answered > 0 || a.Fault != survey.Timeout:
+		case a == nil || a.Answered > 0 || a.Fault != survey.Timeout:
 			return other
 		case seen != nil && seen[port] > 0:
 			return unanswered
@@ -233,8 +243,8 @@ func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
 		answers, err := t.Run(ctx)
 		return explained(answers, ports, err)
 	}
-	answers, probed := r.range_(ctx, p, p.Ports, ask)
-	return runs(p, answers, probed, func(o *Observation, a survey.Answer) {
+	got, probed := r.range_(ctx, p, p.Ports, ask)
+	return runs(p, got, probed, func(o *Observation, a survey.Answer) {
 		o.Stage = protocol.StageConnect
 		o.Sent = int(a.Sent)
 		if res := results[a.Port]; res != nil {
@@ -262,13 +272,11 @@ const sample = 32
 
 // range_ tries every port, or the edges and a sample and then bisects to the
 // exact boundaries. It returns the answers by port and which ports were tried.
-func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, ask surveyor) (map[uint16]survey.Answer, scenarios.PortSet) {
-	got := make(map[uint16]survey.Answer)
+func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, ask surveyor) (answers, scenarios.PortSet) {
+	got := make(answers)
 	last := 0
 	try := func(ports scenarios.PortSet) {
-		for _, a := range ask(ctx, ports, func(done int) { r.advance(p.ID, done-last); last = done }) {
-			got[a.Port] = a
-		}
+		got.take(ask(ctx, ports, func(done int) { r.advance(p.ID, done-last); last = done }))
 		r.advance(p.ID, ports.Len()-last)
 		last = 0
 	}
@@ -314,7 +322,7 @@ func samples(ports scenarios.PortSet, n int, edges []scenarios.PortRange) scenar
 }
 
 // between are the ports half-way between neighbours that fared differently.
-func between(ports scenarios.PortSet, got map[uint16]survey.Answer) scenarios.PortSet {
+func between(ports scenarios.PortSet, got answers) scenarios.PortSet {
 	var next scenarios.PortSet
 	for _, rg := range ports {
 		prev := -1
@@ -333,7 +341,7 @@ func between(ports scenarios.PortSet, got map[uint16]survey.Answer) scenarios.Po
 }
 
 // fared is what tells two ports apart.
-func fared(a survey.Answer) string {
+func fared(a *survey.Answer) string {
 	if a.Answered > 0 && a.ExchangeErr == nil {
 		return "answered"
 	}
@@ -342,7 +350,7 @@ func fared(a survey.Answer) string {
 
 // runs makes observations of answers, one for all ports that fared alike.
 // Ports that were not tried join the run of the port before them.
-func runs(p Probe, got map[uint16]survey.Answer, probed scenarios.PortSet, fill func(*Observation, survey.Answer)) []Observation {
+func runs(p Probe, got answers, probed scenarios.PortSet, fill func(*Observation, survey.Answer)) []Observation {
 	ports := p.Ports
 	if len(p.LocalPorts) > 0 {
 		ports = p.LocalPorts
@@ -355,10 +363,12 @@ func runs(p Probe, got map[uint16]survey.Answer, probed scenarios.PortSet, fill 
 	index := make(map[fate]int)
 	var out []Observation
 	cur := -1
+	blank := Observation{Probe: p.ID, Addr: p.Addr, Target: p.Addr.String()}
+	var o Observation // one for all: it is large
 	for port := range ports.All {
 		if a, ok := got[port]; ok {
-			o := Observation{Probe: p.ID, Addr: p.Addr, Target: p.Addr.String()}
-			fill(&o, a)
+			o = blank
+			fill(&o, *a)
 			if o.Local == (netip.Addr{}) {
 				o.Local = a.Local.Addr()
 			}

@@ -44,8 +44,9 @@ func forwarding(on bool) [][2]string {
 	return [][2]string{{"net.ipv4.ip_forward", value}, {"net.ipv6.conf.all.forwarding", value}}
 }
 
-// connect makes the switches and runs a wire from them to every link of every
-// host. It returns the names of the ports at the switches' ends.
+// connect runs wires between the links of the hosts: one wire where a network
+// has but two of them, and a switch where it has more. It returns the names of
+// the ports at the switches' ends.
 func (w *World) connect() ([]string, error) {
 	var ports []string
 	for _, h := range w.hosts {
@@ -59,21 +60,25 @@ func (w *World) connect() ([]string, error) {
 			return err
 		}
 		defer nl.Close()
-		// The switches carry IPv6 but do not speak it.
-		if err := setSysctl("net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+		if err := prepareSwitches(); err != nil {
 			return err
 		}
-		switches := map[string]int{}
-		for _, name := range []string{"lan", "wan"} {
-			if switches[name], err = addSwitch(nl, name); err != nil {
-				return fmt.Errorf("switch %s: %w", name, err)
+		for _, network := range []string{"lan", "wan"} {
+			ends := w.ends(network)
+			if direct(ends) {
+				if err := ends[0].joinTo(ends[1], nl); err != nil {
+					return fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)
+				}
+				continue
 			}
-		}
-		for _, h := range w.hosts {
-			for _, l := range h.site.Links {
+			index, err := addSwitch(nl, network)
+			if err != nil {
+				return fmt.Errorf("switch %s: %w", network, err)
+			}
+			for _, e := range ends {
 				port := fmt.Sprintf("port%d", len(ports))
-				if err := h.wire(nl, port, switches[l.Switch], l); err != nil {
-					return fmt.Errorf("wire %s of %s: %w", l.Name, h.Name(), err)
+				if err := e.plug(nl, port, index); err != nil {
+					return fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err)
 				}
 				ports = append(ports, port)
 			}
@@ -81,6 +86,49 @@ func (w *World) connect() ([]string, error) {
 		return nil
 	})
 	return ports, err
+}
+
+// prepareSwitches makes the settings that switches need.
+func prepareSwitches() error {
+	// The switches carry IPv6 but do not speak it.
+	if err := setSysctl("net.ipv6.conf.default.disable_ipv6", "1"); err != nil {
+		return err
+	}
+	// Nor do they filter: it would cost time and find no rules. Only a kernel
+	// that has the filter knows of these.
+	for _, name := range []string{"iptables", "ip6tables", "arptables"} {
+		err := setSysctl("net.bridge.bridge-nf-call-"+name, "0")
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+			return err
+		}
+	}
+	return nil
+}
+
+// An end is a link and the host that has it.
+type end struct {
+	link
+	host *Host
+}
+
+// ends are the links of one network.
+func (w *World) ends(network string) []end {
+	var out []end
+	for _, h := range w.hosts {
+		for _, l := range h.site.Links {
+			if l.Switch == network {
+				out = append(out, end{l, h})
+			}
+		}
+	}
+	return out
+}
+
+// direct tells whether one wire joins all the ends of a network: every packet
+// is spared two passages and a switch. A link that is narrower than the others
+// needs the switch, which drops what does not fit.
+func direct(ends []end) bool {
+	return len(ends) == 2 && ends[0].MTU == ends[1].MTU
 }
 
 // prepare makes the settings that later links inherit.
@@ -111,14 +159,25 @@ func addSwitch(nl *netlink.Handle, name string) (index int, err error) {
 	return b.Index, nil
 }
 
-// wire adds a pair of virtual Ethernet ends: one at the switch, up, and one on
+// plug adds a pair of virtual Ethernet ends: one at the switch, up, and one on
 // the host, down.
-func (h *Host) wire(nl *netlink.Handle, port string, master int, l link) error {
+func (e end) plug(nl *netlink.Handle, port string, master int) error {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = port, master, net.FlagUp, l.MTU
+	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = port, master, net.FlagUp, e.MTU
 	return nl.LinkAdd(&netlink.Veth{
-		LinkAttrs: attrs, PeerName: l.Name, PeerHardwareAddr: l.MAC,
-		PeerNamespace: netlink.NsFd(h.ns.file.Fd()), PeerTxQLen: -1,
+		LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC,
+		PeerNamespace: netlink.NsFd(e.host.ns.file.Fd()), PeerTxQLen: -1,
+	})
+}
+
+// joinTo adds a pair of virtual Ethernet ends, one on each host, both down.
+func (e end) joinTo(b end, nl *netlink.Handle) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.HardwareAddr, attrs.MTU = e.Name, e.MAC, e.MTU
+	attrs.Namespace = netlink.NsFd(e.host.ns.file.Fd())
+	return nl.LinkAdd(&netlink.Veth{
+		LinkAttrs: attrs, PeerName: b.Name, PeerHardwareAddr: b.MAC,
+		PeerNamespace: netlink.NsFd(b.host.ns.file.Fd()), PeerTxQLen: -1,
 	})
 }
 
@@ -218,9 +277,29 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// settle makes the switches take their ports into use. A port learns from a
-// work queue that the wire's other end is up and drops everything until then;
-// being asked for its link state it looks at once (ETHTOOL_GLINK, linux/ethtool.h).
+// settle makes the switches take their ports into use, and the hosts their ends
+// of direct wires.
+func (w *World) settle(ports []string) error {
+	if err := w.wires.do(func() error { return settle(ports) }); err != nil {
+		return err
+	}
+	for _, network := range []string{"lan", "wan"} {
+		ends := w.ends(network)
+		if !direct(ends) {
+			continue
+		}
+		for _, e := range ends {
+			if err := e.host.ns.do(func() error { return settle([]string{e.Name}) }); err != nil {
+				return fmt.Errorf("host %s: %w", e.host.Name(), err)
+			}
+		}
+	}
+	return nil
+}
+
+// settle takes wires into use. An end learns from a work queue that the other
+// one is up and drops everything until then; being asked for its link state it
+// looks at once (ETHTOOL_GLINK, linux/ethtool.h).
 func settle(ports []string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -65,7 +65,7 @@ func (w *World) build(ctx context.Context, sites []site) error {
 				return fmt.Errorf("build lab: host %s: %w", h.Name(), err)
 			}
 		}
-		if err := w.wires.do(func() error { return settle(ports) }); err != nil {
+		if err := w.settle(ports); err != nil {
 			return fmt.Errorf("build lab: %w", err)
 		}
 		return w.resolvers.start(w.hosts, w.config.Names)

@@ -42,7 +42,17 @@ func newBatch(size int) *batch {
 
 // receive reads what is there without waiting; control asks for control data.
 func (b *batch) receive(fd, flags int, control bool) (int, error) {
-	for i := range b.hdrs {
+	return b.receiveUpTo(batchSize, fd, flags, control)
+}
+
+// receiveOne reads one datagram, into place 0, without waiting.
+func (b *batch) receiveOne(fd int) error {
+	_, err := b.receiveUpTo(1, fd, 0, false)
+	return err
+}
+
+func (b *batch) receiveUpTo(count, fd, flags int, control bool) (int, error) {
+	for i := range count {
 		h := &b.hdrs[i].Hdr
 		h.Namelen = unix.SizeofSockaddrInet6
 		b.iovs[i].Base = unsafe.SliceData(b.bufs[i])
@@ -52,7 +62,7 @@ func (b *batch) receive(fd, flags int, control bool) (int, error) {
 			h.SetControllen(len(b.control[i]))
 		}
 	}
-	return b.call(unix.SYS_RECVMMSG, fd, 0, batchSize, flags|unix.MSG_DONTWAIT)
+	return b.call(unix.SYS_RECVMMSG, fd, 0, count, flags|unix.MSG_DONTWAIT)
 }
 
 // datagram is what receive put at i. The bytes are valid until the next call.

@@ -331,6 +331,44 @@ func TestUDPFromManyLocalPorts(t *testing.T) {
 	}
 }
 
+// What comes to an own port from elsewhere is nobody's answer, whatever it says.
+func TestOwnPortsHearTheRemotePortAlone(t *testing.T) {
+	for name, run := range udpEngines {
+		asked, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		must(t, err)
+		other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+		must(t, err)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			b := make([]byte, 64)
+			for {
+				n, from, err := asked.ReadFromUDPAddrPort(b)
+				if err != nil {
+					return
+				}
+				other.WriteToUDPAddrPort(b[:n], from) // its only answer comes from another port
+			}
+		}()
+		ports := scenarios.PortSet{{First: 20600, Last: 20609}}
+		u, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), LocalPorts: ports, RemotePort: asked.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
+			Attempts: 2, Spacing: 10 * time.Millisecond, Wait: 50 * time.Millisecond, Request: request, Check: check}.complete()
+		must(t, err)
+		got, err := run(u, t.Context())
+		must(t, err)
+		var want []Answer
+		for p := range ports.All {
+			want = append(want, Answer{Port: p, Sent: 2, Fault: Timeout})
+		}
+		if diff := cmp.Diff(want, got, unstable); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+		asked.Close()
+		<-done
+		other.Close()
+	}
+}
+
 func TestTCPTellsWhatEachPortDid(t *testing.T) {
 	errRefused := errors.New("wrong answer")
 	for _, address := range []string{"127.0.0.1", "::1"} {

@@ -15,7 +15,7 @@ func (u UDP) run(ctx context.Context) ([]Answer, error) {
 		return all(t.answers, outcome{fault: faultOf(err), err: err}), nil
 	}
 	if len(u.LocalPorts) > 0 {
-		return runLocalPorts(ctx, t)
+		return runLocalPorts(ctx, t, local)
 	}
 	fd, err := u.open()
 	if err != nil {

@@ -9,23 +9,28 @@ import (
 )
 
 // A localSweep surveys many local ports towards one remote port, with one
-// connected socket per local port, as many at a time as may be open.
+// socket per local port, as many at a time as may be open. They are not
+// connected: that would cost as much as the sending.
 type localSweep struct {
 	*tally
 	ep     *epoll
 	start  time.Time
 	order  stride
 	pacer  *pacer
-	remote unix.Sockaddr
+	from   netip.Addr // where datagrams leave from
+	remote netip.AddrPort
+	to     unix.Sockaddr // remote
 	limit  int
 
-	next    int           // position in the order of the next port to open
-	open    int           // sockets
-	ports   []localPort   // by index of port
-	byFD    map[int32]int // index of port
-	retry   timers        // ports that wait for their next attempt
-	expire  timers        // ports that wait for an answer to their last one
-	buf, in []byte
+	next   int           // position in the order of the next port to open
+	open   int           // sockets
+	ports  []localPort   // by index of port
+	byFD   map[int32]int // index of port
+	retry  timers        // ports that wait for their next attempt
+	expire timers        // ports that wait for an answer to their last one
+	buf    []byte
+	in     *batch
+	batch  [batchSize]int // ports to send from in one round
 }
 
 type localPort struct {
@@ -33,19 +38,24 @@ type localPort struct {
 	attempts int // sent or tried
 }
 
-func runLocalPorts(ctx context.Context, t *tally) ([]Answer, error) {
+func runLocalPorts(ctx context.Context, t *tally, local netip.Addr) ([]Answer, error) {
 	ep, err := newEpoll()
 	if err != nil {
 		return t.answers, err
 	}
 	defer unix.Close(ep.fd)
+	if own := t.Local.Addr(); own.IsValid() && !own.IsUnspecified() {
+		local = own
+	}
 	n := len(t.answers)
 	s := &localSweep{
 		tally: t, ep: ep, start: time.Now(), order: newStride(n),
 		pacer:  newPacer(t.Rate, t.RTT, len(t.sentAt)),
-		remote: sockaddr(netip.AddrPortFrom(t.Target, t.RemotePort)),
+		from:   local,
+		remote: netip.AddrPortFrom(t.Target.WithZone(""), t.RemotePort),
+		to:     sockaddr(netip.AddrPortFrom(t.Target, t.RemotePort)),
 		limit:  descriptors(defaulted(t.InFlight, 8000)),
-		ports:  make([]localPort, n), byFD: make(map[int32]int), in: make([]byte, t.MaxReply),
+		ports:  make([]localPort, n), byFD: make(map[int32]int), in: newBatch(t.MaxReply),
 	}
 	defer s.closeAll()
 	if err := s.loop(ctx); err != nil {
@@ -95,14 +105,22 @@ func (s *localSweep) advance(now time.Duration) time.Duration {
 	if n == 0 {
 		return min(idle, wait)
 	}
-	for range n {
-		i, wait := s.due(now)
+	// All are opened before the first datagram leaves, so that they leave close
+	// together and the far end reads several at a time.
+	list := s.batch[:0]
+	wait = 0
+	for len(list) < n {
+		i, later := s.due(now)
 		if i < 0 {
-			return min(idle, wait)
+			wait = min(idle, later)
+			break
 		}
+		list = append(list, i)
+	}
+	for _, i := range list {
 		s.send(i)
 	}
-	return 0
+	return wait
 }
 
 // due is the next port to send from: first those that wait for a further
@@ -150,16 +168,13 @@ func (s *localSweep) openPort(i int) error {
 		err = bind(fd, netip.AddrPortFrom(s.Local.Addr(), s.answers[i].Port), s.Target)
 	}
 	if err == nil {
-		err = unix.Connect(fd, s.remote)
-	}
-	if err == nil {
 		err = s.ep.add(fd, unix.EPOLLIN)
 	}
 	if err != nil {
 		unix.Close(fd)
 		return err
 	}
-	s.answers[i].Local = localAddr(fd)
+	s.answers[i].Local = netip.AddrPortFrom(s.from, s.answers[i].Port)
 	s.ports[i].fd = fd
 	s.byFD[int32(fd)] = i
 	s.open++
@@ -196,7 +211,7 @@ func (s *localSweep) write(i int) error {
 	fd := s.ports[i].fd
 	var err error
 	for range 4 {
-		if _, err = unix.Write(fd, s.buf); err == nil {
+		if err = unix.Sendto(fd, s.buf, unix.MSG_NOSIGNAL, s.to); err == nil {
 			return nil
 		}
 		if err == unix.EAGAIN || err == unix.ENOBUFS {
@@ -211,7 +226,7 @@ func (s *localSweep) write(i int) error {
 func (s *localSweep) receive(i int) {
 	fd := s.ports[i].fd
 	for range 64 {
-		n, err := unix.Read(fd, s.in)
+		err := s.in.receiveOne(fd)
 		if err == unix.EAGAIN {
 			break
 		}
@@ -219,17 +234,28 @@ func (s *localSweep) receive(i int) {
 			s.drain(i, err)
 			continue
 		}
-		if key, rtt := s.reply(i, s.in[:n], s.now()); key >= 0 {
+		from, data := s.in.datagram(0)
+		if from.Addr().WithZone("") != s.remote.Addr() || from.Port() != s.remote.Port() {
+			continue // somebody else's
+		}
+		if key, rtt := s.reply(i, data, s.now()); key >= 0 {
 			s.pacer.answered(key, s.now(), rtt)
 		}
+		if s.done(i) {
+			break
+		}
 	}
-	done := s.skip(i)
-	if s.All && s.ports[i].attempts == s.Attempts {
-		done = int(s.answers[i].Answered) == s.Attempts
-	}
-	if done {
+	if s.done(i) {
 		s.close(i)
 	}
+}
+
+// done tells whether port i waits for nothing more.
+func (s *localSweep) done(i int) bool {
+	if s.All && s.ports[i].attempts == s.Attempts {
+		return int(s.answers[i].Answered) == s.Attempts
+	}
+	return s.skip(i)
 }
 
 // drain books the ICMP error behind an errno of port i's socket.
