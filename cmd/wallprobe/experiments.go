@@ -310,7 +310,7 @@ func (t *trials) rows(tasks []task) []report.ExperimentRow {
 // transfer says how much was carried of what a document names.
 func transfer(carried, named int64) string {
 	if carried < named {
-		return fmt.Sprintf("tried with %s, not with %s (--large)", report.Bytes(carried), report.Bytes(named))
+		return fmt.Sprintf("tried with %s, which is not the %s of the document: --large carries all of it", report.Bytes(carried), report.Bytes(named))
 	}
 	return "tried with " + report.Bytes(carried)
 }
