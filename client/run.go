@@ -31,6 +31,7 @@ type Config struct {
 	Rate      int             // packets per second of a sweep; 0 adapts
 	Sweep     bool            // try every port of a range; else edges, a sample, and bisection
 	Bytes     int64           // data phase of paths that carry files; 0 is what the scenario says, or DefaultBytes
+	OneByOne  bool            // probe after probe: round trips are then of the way and not of what else is probed
 	Silences  []time.Duration // silences to try on every path that works; see CheckSilences
 	Program   string          // version, told to the reflector
 	Progress  func(Progress)
@@ -185,20 +186,22 @@ func (r *runner) setting(inward bool) Setting {
 }
 
 // probeAll runs every probe side by side, and after that one by one those that
-// carry much.
+// carry much, or all of them where that is asked for.
 func (r *runner) probeAll(ctx context.Context) {
 	var wg sync.WaitGroup
-	var hauls []Probe
+	var alone []Probe
 	for _, p := range r.plan.Probes {
-		if p.Hauls() {
-			hauls = append(hauls, p)
+		if p.Hauls() || r.cfg.OneByOne {
+			alone = append(alone, p)
 			continue
 		}
 		wg.Go(func() { r.probeOne(ctx, p) })
 	}
 	wg.Wait()
-	for i, p := range hauls {
-		r.doing(fmt.Sprintf("carrying %d bytes each way over %s, %d of %d", p.Bytes, p.Speak, i+1, len(hauls)))
+	for i, p := range alone {
+		if p.Hauls() {
+			r.doing(fmt.Sprintf("carrying %d bytes each way over %s, %d of %d", p.Bytes, p.Speak, i+1, len(alone)))
+		}
 		r.probeOne(ctx, p)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector"
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -234,5 +236,36 @@ func TestUnknownRoleIsExplained(t *testing.T) {
 	_, err := Run(t.Context(), Config{Scenario: ownScenario(t, 10000, time.Second), Role: "nobody", Reflector: loopback})
 	if want := `scenario user-made has no near end "nobody"; choose one of agent`; err == nil || err.Error() != want {
 		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+// Side by side, round trips would be those of what else is probed as well.
+func TestProbesOneByOneDoNotMeet(t *testing.T) {
+	var paths []scenarios.Path
+	for _, id := range []string{"X-1", "X-2", "X-3"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0") // the system accepts, and nothing ever answers
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		paths = append(paths, path(t, id, scenarios.TCP, fmt.Sprint(l.Addr().(*net.TCPAddr).Port)))
+	}
+	const each = 200 * time.Millisecond
+	s := ownScenario(t, 10000, time.Second)
+	r, err := newRunner(Config{Scenario: s, Reflector: loopback, Timeout: each, OneByOne: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.close()
+	r.plan = planOf(Setting{Reflector: loopback}, paths...)
+	began := time.Now()
+	r.probeAll(t.Context())
+	if took := time.Since(began); len(r.plan.Probes) != len(paths) || took < time.Duration(len(paths))*each {
+		t.Errorf("%d probes in %v", len(r.plan.Probes), took)
+	}
+	for id, seen := range r.seen {
+		if len(seen) != 1 || seen[0].Fault != protocol.FaultTimeout {
+			t.Errorf("probe %d: %+v", id, seen)
+		}
 	}
 }

@@ -10,14 +10,14 @@ import (
 )
 
 // Compare holds what was measured of a variant against what the document says.
-// behind gives what was measured behind the firewalls that the variant is
-// compared with, nil where it was not; it may be nil where there are none.
-func (x Experiment) Compare(v Variant, r *client.Result, behind func(firewall string) *client.Result) (s Status, measured, reason string) {
+// rounds are what was measured by turns with the firewall that the variant is
+// compared with, where there is one.
+func (x Experiment) Compare(v Variant, r *client.Result, rounds []Round) (s Status, measured, reason string) {
 	list := x.Expected(v)
-	s, reason = compare(list, r, behind, x.Bytes > 0)
+	s, reason = compare(list, r, rounds, x.Bytes > 0)
 	var said []string
 	for _, e := range list {
-		said = append(said, e.tell(r, behind, x.Bytes > 0))
+		said = append(said, e.tell(r, rounds, x.Bytes > 0))
 	}
 	for _, id := range x.Report {
 		said = append(said, tell(r, id))
@@ -54,7 +54,7 @@ func join(between string, parts ...string) string {
 // compare judges expectations. All of them together are the statement: one
 // that does not hold contradicts it, whatever is known of the others. What is
 // expected to fail proves nothing in a run in which nothing worked.
-func compare(list []Expectation, r *client.Result, behind func(string) *client.Result, itself bool) (Status, string) {
+func compare(list []Expectation, r *client.Result, rounds []Round, itself bool) (Status, string) {
 	switch {
 	case len(list) == 0:
 		return Unmeasured, ""
@@ -63,7 +63,7 @@ func compare(list []Expectation, r *client.Result, behind func(string) *client.R
 	}
 	why := make(map[Status][]string)
 	for _, e := range list {
-		status, reason := e.judge(r, behind, itself)
+		status, reason := e.judge(r, rounds, itself)
 		if !slices.Contains(why[status], reason) {
 			why[status] = append(why[status], reason)
 		}
@@ -88,24 +88,14 @@ func (e Expectation) negative() bool {
 }
 
 // judge compares one expectation; the reason is empty only where it holds.
-func (e Expectation) judge(r *client.Result, behind func(string) *client.Result, itself bool) (Status, string) {
+func (e Expectation) judge(r *client.Result, rounds []Round, itself bool) (Status, string) {
 	switch {
 	case e.Outcome != "":
 		return e.judgeOutcome(r)
 	case e.Path != "":
 		return e.judgePath(r, itself)
 	}
-	d, missing := e.ratio(r, behind)
-	switch times := d.here / d.there; {
-	case missing != "":
-		return Unmeasured, missing
-	case d.noise > clearly && times < d.noise && times > 1/d.noise: // either way, it proves nothing
-		return Unmeasured, fmt.Sprintf("the delay is %.2f times that behind %s, and the quickest runs of the same differ by %.2f times on this machine", times, e.Than, d.noise)
-	case times > clearly:
-		return Confirmed, ""
-	default:
-		return Contradicted, fmt.Sprintf("the delay is %.2f times that behind %s", times, e.Than)
-	}
+	return e.judgeSlower(rounds)
 }
 
 func (e Expectation) judgeOutcome(r *client.Result) (Status, string) {
@@ -190,80 +180,15 @@ func ofTarget(target string) string {
 
 func (e Expectation) name() string { return join(" ", e.Path, e.Part) }
 
-// clearly is from how many times the delay of another firewall on a firewall
-// counts as slower: less is within what two runs of the same differ by.
-const clearly = 1.25
-
-// A delay compares the shortest round trips behind two firewalls, in
-// milliseconds. noise is how many times the shortest the next one took, behind
-// the firewall for which that is more; 1 where there is only one.
-type delay struct{ here, there, noise float64 }
-
-// ratio compares the delay on the paths with that behind the other firewall.
-// missing says what is not known.
-func (e Expectation) ratio(r *client.Result, behind func(string) *client.Result) (d delay, missing string) {
-	var other *client.Result
-	if behind != nil {
-		other = behind(e.Than)
-	}
-	if other == nil || !other.Complete {
-		return d, "nothing was measured behind " + e.Than + ", with which this is compared"
-	}
-	// What came through only once would be compared with something else.
-	var here, there []float64
-	near, far := delays(r, e.Slower), delays(other, e.Slower)
-	for probe := range near {
-		if len(far[probe]) > 0 {
-			here, there = append(here, near[probe]...), append(there, far[probe]...)
-		}
-	}
-	if len(here) == 0 {
-		return d, "no exchange came through on " + strings.Join(e.Slower, ", ") + " both here and behind " + e.Than
-	}
-	slices.Sort(here)
-	slices.Sort(there)
-	return delay{here[0], there[0], max(noise(here), noise(there))}, ""
-}
-
-// noise is how many times the shortest of sorted round trips the next one took.
-func noise(sorted []float64) float64 {
-	if len(sorted) < 2 {
-		return 1
-	}
-	return sorted[1] / sorted[0]
-}
-
-// delays are the round trips of each probe on some paths, in milliseconds, of
-// exchanges that came to their end. The shortest count: the longer ones say
-// more of what else the machine did meanwhile than of the way.
-func delays(r *client.Result, paths []string) map[uint32][]float64 {
-	out := make(map[uint32][]float64)
-	for _, f := range r.Findings {
-		if !slices.Contains(paths, f.Path) {
-			continue
-		}
-		for _, o := range f.Evidence.Near {
-			if o.Fault == "" && o.RTT > 0 {
-				out[o.Probe] = append(out[o.Probe], o.RTT)
-			}
-		}
-	}
-	return out
-}
-
 // tell says what was measured of what the expectation is about.
-func (e Expectation) tell(r *client.Result, behind func(string) *client.Result, itself bool) string {
+func (e Expectation) tell(r *client.Result, rounds []Round, itself bool) string {
 	switch {
 	case e.Outcome != "":
 		return tell(r, e.Outcome)
 	case e.Path != "":
 		return e.tellPath(r, itself)
 	}
-	d, missing := e.ratio(r, behind)
-	if missing != "" {
-		return "the delay is unknown"
-	}
-	return fmt.Sprintf("round trip %.2f ms, %.2f ms behind %s: %.1f times", d.here, d.there, e.Than, d.here/d.there)
+	return e.tellSlower(rounds)
 }
 
 func (e Expectation) tellPath(r *client.Result, itself bool) string {

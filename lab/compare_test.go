@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -19,21 +20,19 @@ var (
 		{Path: "FTP", Part: "active", Passes: new(false)}, {Path: "FTP", Part: "extended passive", Passes: new(false)}, {Path: "FTP", Part: "passive", Passes: new(true)},
 		{Path: "NAMED", Part: "passive", Passes: new(true)}, {Path: "ALIKE", Part: "passive", Passes: new(false)},
 		{Path: "ANY", Passes: new(true)}, {Path: "NONE", Passes: new(false)}, {Path: "FTP", Passes: new(false)},
-		{Slower: []string{"OPEN"}, Than: "faster"},
+		{Slower: []string{"SLOW"}, Than: "other"},
 	}
 	breaks = []Expectation{
 		{Outcome: "works", Works: new(false)}, {Outcome: "fails", Works: new(true)},
 		{Path: "OPEN", Passes: new(false)}, {Path: "LOST", Passes: new(true)}, {Path: "BOTH", Passes: new(true)},
 		{Path: "FTP", Part: "active", Passes: new(true)}, {Path: "FTP", Part: "passive", Passes: new(false)},
-		{Slower: []string{"OPEN"}, Than: "same"},
+		{Slower: []string{"SAME"}, Than: "other"},
 	}
 	unsure = []Expectation{
 		{Outcome: "unknown", Works: new(true)}, {Outcome: "unknown", Works: new(false)}, {Outcome: "none", Works: new(false)},
 		{Path: "SILENT", Passes: new(false)}, {Path: "UNTRIED", Passes: new(false)}, {Path: "none", Passes: new(false)},
 		{Path: "FTP", Part: "sideways", Passes: new(false)}, {Path: "STANDIN", Part: "passive", Passes: new(false)},
-		{Slower: []string{"OPEN"}, Than: "never built"}, {Slower: []string{"OPEN"}, Than: "killed"},
-		{Slower: []string{"LOST"}, Than: "faster"}, {Slower: []string{"OPEN"}, Than: "deaf"},
-		{Slower: []string{"OPEN"}, Than: "noisy"}, {Slower: []string{"OPEN"}, Than: "uneven"},
+		{Slower: []string{"NOISY"}, Than: "other"}, {Slower: []string{"LOST"}, Than: "other"}, {Slower: []string{"none"}, Than: "other"},
 	}
 )
 
@@ -70,27 +69,27 @@ func ran() *client.Result {
 			{ID: "unknown", Title: "it may work", Unknown: true, Why: "way: SILENT silent"},
 		},
 		Findings: []client.Finding{
-			timed("OPEN", client.Open, 11, 1, 10), untimed, timed("DEGRADED", client.Degraded), timed("SILENT", client.Silent), timed("UNTRIED", client.Unmeasured),
+			timed("OPEN", client.Open, 11), untimed, timed("DEGRADED", client.Degraded), timed("SILENT", client.Silent), timed("UNTRIED", client.Unmeasured),
 			timed("BOTH", client.Open), timed("BOTH", client.RequestLost), parts("FTP", ""), parts("NAMED", "update.example "), timed("ALIKE", client.RequestLost), standIn, any, none,
 		},
 	}
 }
 
-func behind(firewall string) *client.Result {
-	return map[string]*client.Result{
-		"faster": {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
-		"same":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9)}},
-		"noisy":  {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 9, 0, 18)}},
-		"uneven": {Complete: true, Findings: []client.Finding{timed("OPEN", client.Open, 5, 0, 20)}},
-		"killed": {Findings: []client.Finding{timed("OPEN", client.Open, 2)}},
-		"deaf":   {Complete: true, Findings: []client.Finding{timed("OPEN", client.RequestLost)}},
-	}[firewall]
+// byTurns are rounds in which one path is slower here, one the same, and one
+// differs from itself by more than it is slower.
+func byTurns() []Round {
+	at := func(slow, same, noisy float64) *client.Result {
+		return &client.Result{Complete: true, Findings: []client.Finding{
+			timed("SLOW", client.Open, slow), timed("SAME", client.Open, same), timed("NOISY", client.Open, noisy), timed("LOST", client.RequestLost),
+		}}
+	}
+	return slices.Repeat([]Round{{Before: at(1, 1, 1), Here: at(2, 1.1, 4), After: at(1, 1, 3)}}, Rounds)
 }
 
 func TestOneExpectationIsConfirmedContradictedOrUnmeasured(t *testing.T) {
 	for want, list := range map[Status][]Expectation{Confirmed: holds, Contradicted: breaks, Unmeasured: unsure} {
 		for _, e := range list {
-			got, reason := compare([]Expectation{e}, ran(), behind, false)
+			got, reason := compare([]Expectation{e}, ran(), byTurns(), false)
 			if got != want || (reason == "") != (want == Confirmed) {
 				t.Errorf("%+v: %s %q, want %s with a reason unless confirmed", e, got, reason, want)
 			}
@@ -114,7 +113,7 @@ func TestAStatementIsAllItsExpectationsTogether(t *testing.T) {
 		for second, b := range kinds {
 			for _, x := range a {
 				for _, y := range b {
-					if got, _ := compare([]Expectation{x, y}, ran(), behind, false); got != worse(first, second) {
+					if got, _ := compare([]Expectation{x, y}, ran(), byTurns(), false); got != worse(first, second) {
 						t.Errorf("%+v with %+v: %s, want %s", x, y, got, worse(first, second))
 					}
 				}
@@ -137,10 +136,10 @@ func TestAVoidRunConfirmsNothing(t *testing.T) {
 		"cut off, worse": {cut, breaks, "the run did not come to its end: the client was killed"},
 		"nothing worked": {dead, []Expectation{{Path: "LOST", Passes: new(false)}, {Outcome: "fails", Works: new(false)}}, "nothing worked in this run, so that what is closed proves nothing"},
 		"no statement":   {ran(), nil, ""},
-		"one of several": {dead, []Expectation{{Slower: []string{"OPEN"}, Than: "faster"}, {Path: "LOST", Passes: new(false)}}, "no exchange came through on OPEN both here and behind faster"},
+		"one of several": {dead, []Expectation{{Slower: []string{"OPEN"}, Than: "other"}, {Path: "LOST", Passes: new(false)}}, "in 0 of 0 rounds the exchanges on OPEN came through both here and behind other; it takes 12"},
 	}
 	for name, c := range cases {
-		if got, reason := compare(c.list, c.r, behind, false); got != Unmeasured || reason != c.want {
+		if got, reason := compare(c.list, c.r, nil, false); got != Unmeasured || reason != c.want {
 			t.Errorf("%s: %s %q, want unmeasured %q", name, got, reason, c.want)
 		}
 	}
@@ -164,7 +163,7 @@ func TestCompareTellsWhatWasMeasured(t *testing.T) {
 		Tell:   []string{"STANDIN", "TOLD", "nowhere"},
 		Report: []string{"works", "fails", "unknown", "none"}, Beyond: "the rest is not measured",
 	}
-	other := Variant{Expect: []Expectation{{Slower: []string{"OPEN"}, Than: "same"}}}
+	other := Variant{Expect: []Expectation{{Slower: []string{"SAME"}, Than: "other"}}}
 	type told struct {
 		Status           Status
 		Measured, Reason string
@@ -173,12 +172,13 @@ func TestCompareTellsWhatWasMeasured(t *testing.T) {
 	r.Findings = append(r.Findings, client.Finding{Path: "TOLD", Title: "session", Verdict: client.Open, Why: "host to relay"})
 	got := make([]told, 2)
 	for i, v := range []Variant{{}, other} {
-		got[i].Status, got[i].Measured, got[i].Reason = x.Compare(v, r, behind)
+		got[i].Status, got[i].Measured, got[i].Reason = x.Compare(v, r, byTurns())
 	}
 	outcomes := "; it works: works (the way); it fails: fails; it may work: unknown; none was not measured; session (TOLD): open, host to relay"
 	want := []told{
 		{Contradicted, "OPEN: open; DEGRADED: degraded; BOTH: open and request-lost" + outcomes, "BOTH request-lost; the rest is not measured"},
-		{Contradicted, "round trip 10.00 ms, 9.00 ms behind same: 1.1 times" + outcomes, "the delay is 1.11 times that behind same; the rest is not measured"},
+		{Contradicted, "round trip 1.10 ms, 1.00 ms behind other: 1.1 times (other against itself: 1.0), 25 rounds by turns" + outcomes,
+			"the delay is 1.10 times that behind other (half of the rounds: 1.10 to 1.10); the rest is not measured"},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

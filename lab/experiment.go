@@ -136,6 +136,11 @@ func (b *Book) check() error {
 			if err := known(s, cmp.Or(v.Role, b.Role), x.Expected(v)); err != nil {
 				return fmt.Errorf("experiment %s: %w", x.ID, err)
 			}
+			for _, e := range x.Expected(v) {
+				if e.Than != "" && e.Than != x.Against(v) {
+					return fmt.Errorf("experiment %s: compares with %s and with %s", x.ID, x.Against(v), e.Than)
+				}
+			}
 		}
 		for _, id := range append(slices.Clone(x.Tell), x.Show...) {
 			if !hasPath(s, id) {
@@ -204,7 +209,9 @@ func (b *Book) firewalls() []string {
 	var out []string
 	for _, x := range b.Experiments {
 		for _, v := range x.All() {
-			out = append(append(out, v.Firewall), x.Against(v)...)
+			if out = append(out, v.Firewall); x.Against(v) != "" {
+				out = append(out, x.Against(v))
+			}
 		}
 	}
 	for _, d := range b.Disputes {
@@ -245,15 +252,15 @@ func (x Experiment) Alone(v Variant) []string {
 	return slices.Compact(out)
 }
 
-// Against are the firewalls with which a variant's measurement is compared.
-func (x Experiment) Against(v Variant) []string {
-	var out []string
+// Against is the firewall with which a variant's measurement is compared, "" when
+// there is none.
+func (x Experiment) Against(v Variant) string {
 	for _, e := range x.Expected(v) {
 		if e.Than != "" {
-			out = append(out, e.Than)
+			return e.Than
 		}
 	}
-	return out
+	return ""
 }
 
 // Match tells whether an id is meant by one of the patterns, as a shell would; no pattern means all.

@@ -101,6 +101,8 @@ func TestExperimentsThatCannotBeRunAreRefused(t *testing.T) {
 	from := ask(Expectation{Outcome: "remote-control", Works: new(true)})
 	from.Experiments[0].Variants = []Variant{{Firewall: "open", Role: "server"}}
 	wall := ask(Expectation{Slower: []string{"SC-3"}, Than: "shut"})
+	two := ask(Expectation{Slower: []string{"SC-3"}, Than: "open"})
+	two.Experiments[0].Expect = append(two.Experiments[0].Expect, Expectation{Slower: []string{"SC-3"}, Than: "stateful"})
 	show := ask(Expectation{Outcome: "remote-control", Works: new(true)})
 	show.Experiments[0].Show = []string{"SC-9"}
 	cases := map[string]Book{
@@ -110,6 +112,7 @@ func TestExperimentsThatCannotBeRunAreRefused(t *testing.T) {
 		"experiment X: scenario screenconnect has no path SC-1 from machine":                              ask(Expectation{Path: "SC-1", Passes: new(true)}),
 		"experiment X: scenario screenconnect has no path SC-9":                                           show,
 		"experiment X: an expectation has an outcome and works, or a path and passes, or slower and than": ask(Expectation{Outcome: "remote-control"}),
+		"experiment X: compares with open and with stateful":                                              two,
 		`no firewall "shut": neither a file nor one of ` + strings.Join(FirewallNames(), ", "):            wall,
 	}
 	for want, book := range cases {

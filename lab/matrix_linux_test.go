@@ -18,8 +18,9 @@ import (
 // everyPort are the ports of everyProtocol.
 const everyPort = "9001-9099"
 
-// patience is longer than elsewhere: every protocol is tried at once.
-const patience = 2 * truthTimeout
+// patience is longer than elsewhere: every protocol is tried at once, on a machine
+// that has other things to do. It is what the client waits by itself.
+const patience = client.DefaultTimeout
 
 // A generic is a fault that knows nothing of what is spoken, and what must be
 // found of every protocol: tcp and udp are the verdicts of all but those in

@@ -130,31 +130,16 @@ func choose(books []lab.Book, only []string) ([]task, error) {
 type place struct {
 	scenario, role, firewall string
 	bytes                    int64
-	runs                     int    // so many are one result
+	than                     string // the firewall that it is compared with by turns; empty is none
 	alone                    string // the paths to which it is bound, with spaces between; empty is all
 }
 
 // place is where a task is decided; bytes bounds its transfer.
 func (t task) place(most int64) place {
-	p := place{
+	return place{
 		scenario: t.book.Scenario, role: cmp.Or(t.variant.Role, t.book.Role), firewall: t.variant.Firewall,
-		bytes: min(t.x.Bytes, most), runs: 1, alone: strings.Join(t.x.Alone(t.variant), " "),
+		bytes: min(t.x.Bytes, most), than: t.x.Against(t.variant), alone: strings.Join(t.x.Alone(t.variant), " "),
 	}
-	if len(t.x.Against(t.variant)) > 0 {
-		p.runs = delayRuns
-	}
-	return p
-}
-
-// delayRuns is how often delays are measured that are to be compared: one
-// round trip within a machine says more of the machine than of the way.
-const delayRuns = 12
-
-// against is the place behind another firewall with which a task is compared.
-func (t task) against(firewall string, most int64) place {
-	p := t.place(most)
-	p.firewall = firewall
-	return p
 }
 
 // usualBytes is how much of a document's transfer is carried unless all of it
@@ -170,18 +155,19 @@ type trials struct {
 }
 
 type trialResult struct {
-	res *client.Result
-	err error
+	res    *client.Result
+	rounds []lab.Round // with the firewall that it is compared with
+	err    error
 }
 
 func (t *trials) run(ctx context.Context, tasks []task, books []lab.Book, progress func(done, total int, doing string)) {
 	places := places(tasks, books, t.most)
 	var wg sync.WaitGroup
 	try := func(p place) {
-		res, err := t.one(ctx, p)
+		got := t.one(ctx, p)
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		t.done[p] = &trialResult{res, err}
+		t.done[p] = got
 		progress(len(t.done), len(places), p.firewall)
 	}
 	slots := make(chan struct{}, worlds)
@@ -213,9 +199,6 @@ func places(tasks []task, books []lab.Book, most int64) []place {
 	}
 	for _, t := range tasks {
 		add(t.place(most))
-		for _, f := range t.x.Against(t.variant) {
-			add(t.against(f, most))
-		}
 	}
 	for i := range books {
 		for _, d := range books[i].Disputes {
@@ -229,7 +212,7 @@ func places(tasks []task, books []lab.Book, most int64) []place {
 
 // disputed is the place where a dispute is decided.
 func disputed(b lab.Book, d lab.Dispute) place {
-	return place{scenario: b.Scenario, role: b.Role, firewall: d.Firewall, runs: 1}
+	return place{scenario: b.Scenario, role: b.Role, firewall: d.Firewall}
 }
 
 // concerns tells whether a dispute is about any of the tasks.
@@ -237,14 +220,30 @@ func concerns(d lab.Dispute, tasks []task) bool {
 	return slices.ContainsFunc(tasks, func(t task) bool { return slices.Contains(d.Experiments, t.x.ID) })
 }
 
-func (t *trials) one(ctx context.Context, p place) (*client.Result, error) {
-	s, err := scenarios.Load(p.scenario)
+func (t *trials) one(ctx context.Context, p place) *trialResult {
+	m, err := t.measurement(p)
 	if err != nil {
-		return nil, err
+		return &trialResult{err: err}
 	}
 	f, err := lab.OpenFirewall(p.firewall)
 	if err != nil {
-		return nil, err
+		return &trialResult{err: err}
+	}
+	if p.than != "" {
+		return byTurns(ctx, f, p.than, m)
+	}
+	results, err := measureOne(ctx, f, m)
+	if err != nil || len(results) == 0 {
+		return &trialResult{err: err}
+	}
+	return &trialResult{res: results[0]}
+}
+
+// measurement is how a place is measured.
+func (t *trials) measurement(p place) (lab.Measurement, error) {
+	s, err := scenarios.Load(p.scenario)
+	if err != nil {
+		return t.m, err
 	}
 	m := t.m
 	only := strings.Fields(p.alone)
@@ -256,29 +255,34 @@ func (t *trials) one(ctx context.Context, p place) (*client.Result, error) {
 	if p.bytes > 0 {
 		m.Client = append(slices.Clone(m.Client), "--bytes", fmt.Sprint(p.bytes))
 	}
-	var all *client.Result
-	for range p.runs {
-		results, err := measureOne(ctx, f, m)
-		if err != nil || len(results) == 0 {
-			return nil, err
-		}
-		all = together(all, results[0])
-	}
-	return all, nil
+	return m, nil
 }
 
-// together adds what the near end saw in a further run of the same. A run that
-// is not complete stays alone.
-func together(all, r *client.Result) *client.Result {
-	if all == nil || !r.Complete {
-		return r
+// byTurns measures behind a firewall and another one by turns. Of the results
+// behind the first, the last that is complete stands for all.
+func byTurns(ctx context.Context, f lab.Firewall, than string, m lab.Measurement) *trialResult {
+	other, err := lab.OpenFirewall(than)
+	if err != nil {
+		return &trialResult{err: err}
 	}
-	for i := range min(len(all.Findings), len(r.Findings)) {
-		near := &all.Findings[i].Evidence.Near
-		*near = append(*near, r.Findings[i].Evidence.Near...)
+	got := new(trialResult)
+	got.err = inWorld(ctx, f, m, func(here *lab.World) error {
+		return inWorld(ctx, other, m, func(there *lab.World) (err error) {
+			got.rounds, err = lab.Turns(ctx, here, there, m, lab.Rounds)
+			return err
+		})
+	})
+	var seconds float64
+	for _, r := range got.rounds {
+		seconds += r.Before.Seconds + r.Here.Seconds + r.After.Seconds
+		if got.res == nil || r.Here.Complete {
+			got.res = r.Here
+		}
 	}
-	all.Seconds += r.Seconds
-	return all
+	if got.res != nil {
+		got.res.Seconds = seconds
+	}
+	return got
 }
 
 func (t *trials) rows(tasks []task) []report.ExperimentRow {
@@ -292,12 +296,7 @@ func (t *trials) rows(tasks []task) []report.ExperimentRow {
 			rows = append(rows, row)
 			continue
 		}
-		status, measured, reason := k.x.Compare(k.variant, got.res, func(firewall string) *client.Result {
-			if other := t.done[k.against(firewall, t.most)]; other != nil {
-				return other.res
-			}
-			return nil
-		})
+		status, measured, reason := k.x.Compare(k.variant, got.res, got.rounds)
 		if row.Bytes > 0 {
 			measured += "; " + transfer(row.Bytes, k.x.Bytes)
 		}
@@ -311,7 +310,7 @@ func (t *trials) rows(tasks []task) []report.ExperimentRow {
 // transfer says how much was carried of what a document names.
 func transfer(carried, named int64) string {
 	if carried < named {
-		return fmt.Sprintf("tried with %s, not with %s (--large)", report.Bytes(carried), report.Bytes(named))
+		return fmt.Sprintf("tried with %s, which is not the %s of the document: --large carries all of it", report.Bytes(carried), report.Bytes(named))
 	}
 	return "tried with " + report.Bytes(carried)
 }

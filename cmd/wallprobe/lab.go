@@ -243,23 +243,34 @@ func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement
 	return slices.Concat(results...), err
 }
 
-func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) ([]*client.Result, error) {
+func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results []*client.Result, err error) {
+	err = inWorld(ctx, f, m, func(w *lab.World) (err error) {
+		results, err = w.Measure(ctx, m)
+		return err
+	})
+	return results, err
+}
+
+// inWorld does something in the world that a measurement asks for.
+func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
 	cfg.Firewall = f
 	w, err := lab.Build(ctx, cfg)
 	if err != nil {
-		return nil, labError(err)
+		return labError(err)
 	}
 	defer w.Close()
 	stop, err := middlebox.Furnish(ctx, w, f)
 	if err != nil {
-		return nil, labError(err)
+		return labError(err)
 	}
-	results, err := w.Measure(ctx, m)
+	err = do(w)
 	if err = errors.Join(err, stop()); err != nil && ctx.Err() == nil {
-		err = &exitError{exitInconclusive, err.Error()}
+		if _, named := errors.AsType[*exitError](err); !named {
+			err = &exitError{exitInconclusive, err.Error()}
+		}
 	}
-	return results, err
+	return err
 }
 
 // labError: rules that nft refuses are unreadable input. What is missing here

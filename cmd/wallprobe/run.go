@@ -48,6 +48,7 @@ func runCommand() *cli.Command {
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range beyond the firewall, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
 			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
+			&cli.BoolFlag{Name: "one-by-one", Hidden: true, Usage: "nothing is probed side by side, for round trips that are to be compared"},
 			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
 			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
 		}, append(longFlags(), outputFlags()...)...),
@@ -96,7 +97,7 @@ func runAction(c *cli.Context) error {
 
 func runConfig(c *cli.Context) (client.Config, error) {
 	cfg := client.Config{
-		Role: c.String("as"), Sweep: c.Bool("sweep"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), RTT: c.Duration("rtt"), Program: version(), Resolve: resolve,
+		Role: c.String("as"), Sweep: c.Bool("sweep"), OneByOne: c.Bool("one-by-one"), Rate: c.Int("rate"), Timeout: c.Duration("timeout"), RTT: c.Duration("rtt"), Program: version(), Resolve: resolve,
 	}
 	if cfg.Rate < 0 {
 		return cfg, usage("--rate %d: packets a second, or 0 to adapt", cfg.Rate)
