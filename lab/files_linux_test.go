@@ -256,6 +256,7 @@ func (b *fileBench) ours(s fileScene, family string) {
 // theirs demands that programs nobody here wrote fare alike.
 func (b *fileBench) theirs(s fileScene, family string) {
 	b.Helper()
+	b.needPrograms("curl", "lftp", "sftp")
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
 	curl := []string{"curl", "-sS", "--connect-timeout", "2", "--max-time", "3"}
 	lftp := "set ftp:ssl-allow no; set net:timeout 1; set net:max-retries 1; set net:reconnect-interval-base 1; set ftp:prefer-epsv %t; set ftp:passive-mode %t; set xfer:clobber on; "
@@ -287,6 +288,14 @@ func (b *fileBench) theirs(s fileScene, family string) {
 	try("sftp", append([]string{"sftp", "-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3"},
 		fmt.Sprintf("%s@[%s]:300001.bin", b.token(), b.server), "got.bin"))
 	wg.Wait()
+}
+
+// needPrograms finds all of them.
+func (b *fileBench) needPrograms(names ...string) {
+	b.Helper()
+	for _, name := range names {
+		needProgram(b.T, name)
+	}
 }
 
 // run runs a program on the host behind the firewall.
@@ -324,6 +333,7 @@ func (b *fileBench) desk() (token, dir string, fetched []byte) {
 func TestRealClientsListStoreAndFetch(t *testing.T) {
 	lab.NeedLab(t)
 	b := benchFor(t, programFor(t), firewall(""), false)
+	b.needPrograms("curl", "lftp", "sftp", "openssl")
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
 	token, dir, fetched := b.desk()
 	list := "1024.bin\n1048576.bin\n1073741824.bin\n"
