@@ -96,11 +96,13 @@ func (n *sftpNear) shake() (<-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 			return n.answered
 		},
 	})
-	n.conn.record(n.r.Said)
+	whole := n.conn.record(n.r.Said)
+	if whole && key != "" {
+		n.r.Said.Hear(key)
+	}
 	spoke, heard := n.conn.began()
 	switch n.stage = StageLogin; {
 	case key != "":
-		n.r.Said.Hear(key)
 	case spoke:
 		n.stage = StageKex
 	default:

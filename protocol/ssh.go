@@ -109,16 +109,20 @@ func (c *sshConn) longest() time.Duration {
 	return c.pause
 }
 
-// record notes how both directions began.
-func (c *sshConn) record(said *wire.Said) {
+// record notes how both directions began, and tells whether all that comes in
+// clear was heard.
+func (c *sshConn) record(said *wire.Said) (whole bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, line := range c.sent.said() {
+	sent, _ := c.sent.said()
+	heard, whole := c.heard.said()
+	for _, line := range sent {
 		said.Say(line)
 	}
-	for _, line := range c.heard.said() {
+	for _, line := range heard {
 		said.Hear(line)
 	}
+	return whole
 }
 
 // began tells whether the other end said that it speaks SSH, and gives what it
