@@ -154,7 +154,8 @@ func (c *sshConn) cause(err error) error {
 	return err
 }
 
-// brokenSSH knows the errors of x/crypto/ssh that honest ends never cause.
+// brokenSSH knows the errors of x/crypto/ssh that honest ends never cause. It is
+// for what is encrypted: of what comes in clear both ends' records tell.
 func brokenSSH(err error) bool {
 	if err == nil {
 		return false
