@@ -16,6 +16,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -414,4 +415,35 @@ func TestFilesMoveUnderEveryWayOfSteering(t *testing.T) {
 			}
 		}
 	})
+}
+
+// OpenSSH goes through an interceptor when it is told to believe whoever is
+// there, and else names the key that the box shows.
+func TestRealClientSeesTheInterceptorsHostKey(t *testing.T) {
+	lab.NeedLab(t)
+	b := benchFor(t, programFor(t), firewall(""), false)
+	b.needPrograms("sftp")
+	token, dir, fetched := b.desk()
+	sftp := func(checking, known string) (text string, data []byte, err error) {
+		text, err = b.run(dir, []string{"sftp", "-o", "StrictHostKeyChecking=" + checking, "-o", "UserKnownHostsFile=" + known, token + "@" + b.server.String() + ":70000.bin", "got.bin"})
+		data, _ = os.ReadFile(filepath.Join(dir, "got.bin"))
+		_ = os.Remove(filepath.Join(dir, "got.bin"))
+		return text, data, err
+	}
+	known := filepath.Join(dir, "known")
+	if text, data, err := sftp("accept-new", known); err != nil || !bytes.Equal(data, fetched) {
+		t.Fatalf("before: %v, %d bytes\n%s", err, len(data), text)
+	}
+	box := new(middlebox.SSHInterceptor)
+	seen, err := box.Fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	onPorts("22", middlebox.TCP{Between: box.Between})(&scene{t, b.world})
+	if text, data, err := sftp("yes", known); err == nil || len(data) > 0 || !strings.Contains(text, "REMOTE HOST IDENTIFICATION HAS CHANGED") || !strings.Contains(text, seen) {
+		t.Errorf("who checks the key: %v, %d bytes, want %s named\n%s", err, len(data), seen, text)
+	}
+	if text, data, err := sftp("no", "/dev/null"); err != nil || !bytes.Equal(data, fetched) {
+		t.Errorf("who believes any key: %v, %d bytes\n%s", err, len(data), text)
+	}
 }
