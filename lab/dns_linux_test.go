@@ -1,14 +1,19 @@
 package lab_test
 
 import (
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/miekg/dns"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 // dnsRows are what is done to DNS on the way.
@@ -69,24 +74,74 @@ func TestVerdictsOnDNSNameTheInjectedFault(t *testing.T) {
 	}
 }
 
-// dig gets an answer where our own client does: no records over UDP, where it
-// could be anybody, and an address over TCP.
+// A dug name is a question by dig and what must come of it. With +notcp, what is
+// cut short over UDP is asked for again over TCP all the same, without +ignore.
+type dug struct {
+	options string
+	token   bool // in the name
+	says    []string
+}
+
+// digs are the questions for an address. Over UDP no answer is longer than its
+// question, so the whole answer comes to a padded one alone.
+func digs() []dug {
+	return []dug{
+		{"+notcp", false, []string{"status: REFUSED", "ANSWER: 0", "(UDP)"}},
+		{"+tcp", false, []string{"status: NOERROR", "192.0.2.53", "(TCP)"}},
+		{"+notcp +ignore +padding=384", true, []string{"status: NOERROR", "ANSWER: 1", "(UDP)"}},
+		{"+notcp +ignore", true, []string{"status: NOERROR", "flags: qr tc", "ANSWER: 0", "(UDP)"}},
+		{"+notcp", true, []string{"Truncated, retrying in TCP mode", "status: NOERROR", "ANSWER: 1", "(TCP)"}},
+		{"+tcp", true, []string{"status: NOERROR", "ANSWER: 1", "(TCP)"}},
+	}
+}
+
 func TestDigIsAnsweredThroughTheFirewall(t *testing.T) {
 	lab.NeedLab(t)
 	needProgram(t, "dig")
-	w, _ := standWith(t, "dns")
+	w, key := standWith(t, "dns")
+	keys := wire.Derive(key, wire.SessionID{1}, wire.Nonce{})
 	v4, v6 := w.Host("server").Addrs()
-	for _, server := range []string{v4.String(), v6.String()} {
-		for over, want := range map[string][]string{"+notcp": {"status: REFUSED", "ANSWER: 0"}, "+tcp": {"status: NOERROR", "192.0.2.53"}} {
-			var text strings.Builder
-			cmd := w.Host("host").Command(t.Context(), "dig", "@"+server, "+tries=1", "+time=5", over, "www.example.", "A")
-			cmd.Stdout = &text
-			err := w.Host("host").Run(cmd)
-			for _, part := range want {
-				if err != nil || !strings.Contains(text.String(), part) {
-					t.Errorf("dig %s @%s: no %q: %v\n%s", over, server, part, err, &text)
-				}
-			}
+	probe := uint32(0)
+	for _, server := range []netip.Addr{v4, v6} {
+		for _, d := range digs() {
+			probe++
+			x := protocol.Exchange{Keys: &keys, Offline: true, Probe: probe, Port: 53, Now: time.Now}
+			d.ask(t, w, server, x)
 		}
 	}
+}
+
+// ask runs dig on the host behind the firewall.
+func (d dug) ask(t *testing.T, w *lab.World, server netip.Addr, x protocol.Exchange) {
+	t.Helper()
+	name := "www.example."
+	if d.token {
+		name = x.TokenName()
+	}
+	argv := slices.Concat([]string{"@" + server.String(), "+tries=1", "+time=5"}, strings.Fields(d.options), []string{name, "A"})
+	var out strings.Builder
+	cmd := w.Host("host").Command(t.Context(), "dig", argv...)
+	cmd.Stdout = &out
+	err := w.Host("host").Run(cmd)
+	for _, part := range d.says {
+		if err != nil || !strings.Contains(out.String(), part) {
+			t.Errorf("dig %s @%s: no %q: %v\n%s", d.options, server, part, err, &out)
+		}
+	}
+	if !d.token || !slices.Contains(d.says, "ANSWER: 1") {
+		return
+	}
+	var r protocol.Result
+	if err := x.CheckToken(out.String(), &r); err != nil || r.Seen.Probe != x.Probe || r.Seen.Seen.Addr() != peerOf(w, server) {
+		t.Errorf("dig %s @%s: %v, %+v\n%s", d.options, server, err, r.Seen, &out)
+	}
+}
+
+// peerOf is where the host's packets come from at a server.
+func peerOf(w *lab.World, server netip.Addr) netip.Addr {
+	v4, v6 := w.Host("host").Addrs()
+	if server.Is4() {
+		return v4
+	}
+	return v6
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -256,6 +257,7 @@ func (b *fileBench) ours(s fileScene, family string) {
 // theirs demands that programs nobody here wrote fare alike.
 func (b *fileBench) theirs(s fileScene, family string) {
 	b.Helper()
+	b.needPrograms("curl", "lftp", "sftp")
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
 	curl := []string{"curl", "-sS", "--connect-timeout", "2", "--max-time", "3"}
 	lftp := "set ftp:ssl-allow no; set net:timeout 1; set net:max-retries 1; set net:reconnect-interval-base 1; set ftp:prefer-epsv %t; set ftp:passive-mode %t; set xfer:clobber on; "
@@ -287,6 +289,14 @@ func (b *fileBench) theirs(s fileScene, family string) {
 	try("sftp", append([]string{"sftp", "-q", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=3"},
 		fmt.Sprintf("%s@[%s]:300001.bin", b.token(), b.server), "got.bin"))
 	wg.Wait()
+}
+
+// needPrograms finds all of them.
+func (b *fileBench) needPrograms(names ...string) {
+	b.Helper()
+	for _, name := range names {
+		needProgram(b.T, name)
+	}
 }
 
 // run runs a program on the host behind the firewall.
@@ -324,6 +334,7 @@ func (b *fileBench) desk() (token, dir string, fetched []byte) {
 func TestRealClientsListStoreAndFetch(t *testing.T) {
 	lab.NeedLab(t)
 	b := benchFor(t, programFor(t), firewall(""), false)
+	b.needPrograms("curl", "lftp", "sftp", "openssl")
 	url := "ftp://" + netip.AddrPortFrom(b.server, 21).String()
 	token, dir, fetched := b.desk()
 	list := "1024.bin\n1048576.bin\n1073741824.bin\n"
@@ -404,4 +415,35 @@ func TestFilesMoveUnderEveryWayOfSteering(t *testing.T) {
 			}
 		}
 	})
+}
+
+// OpenSSH goes through an interceptor when it is told to believe whoever is
+// there, and else names the key that the box shows.
+func TestRealClientSeesTheInterceptorsHostKey(t *testing.T) {
+	lab.NeedLab(t)
+	b := benchFor(t, programFor(t), firewall(""), false)
+	b.needPrograms("sftp")
+	token, dir, fetched := b.desk()
+	sftp := func(checking, known string) (text string, data []byte, err error) {
+		text, err = b.run(dir, []string{"sftp", "-o", "StrictHostKeyChecking=" + checking, "-o", "UserKnownHostsFile=" + known, token + "@" + b.server.String() + ":70000.bin", "got.bin"})
+		data, _ = os.ReadFile(filepath.Join(dir, "got.bin"))
+		_ = os.Remove(filepath.Join(dir, "got.bin"))
+		return text, data, err
+	}
+	known := filepath.Join(dir, "known")
+	if text, data, err := sftp("accept-new", known); err != nil || !bytes.Equal(data, fetched) {
+		t.Fatalf("before: %v, %d bytes\n%s", err, len(data), text)
+	}
+	box := new(middlebox.SSHInterceptor)
+	seen, err := box.Fingerprint()
+	if err != nil {
+		t.Fatal(err)
+	}
+	onPorts("22", middlebox.TCP{Between: box.Between})(&scene{t, b.world})
+	if text, data, err := sftp("yes", known); err == nil || len(data) > 0 || !strings.Contains(text, "REMOTE HOST IDENTIFICATION HAS CHANGED") || !strings.Contains(text, seen) {
+		t.Errorf("who checks the key: %v, %d bytes, want %s named\n%s", err, len(data), seen, text)
+	}
+	if text, data, err := sftp("no", "/dev/null"); err != nil || !bytes.Equal(data, fetched) {
+		t.Errorf("who believes any key: %v, %d bytes\n%s", err, len(data), text)
+	}
 }

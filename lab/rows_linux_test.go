@@ -71,6 +71,8 @@ func furtherTamperings() []tampering {
 		sshIntercepted("SSH intercepted by what says the same", &middlebox.SSHInterceptor{Version: "SSH-2.0-wallprobe_reflector"}),
 		add("SSH's ciphers taken away", "files", onPorts("22", rewritten(middlebox.Server, "aes128-gcm@openssh.com", "aes128-xxx@openssh.com")), map[string]fact{
 			"SFTP": {Verdict: client.Altered, Why: `aes128-gcm@openssh.com…was sent…aes128-xxx@openssh.com…arrived here`, Near: "kex altered"}}),
+		add("a byte of SSH's offer changed, which no list shows", "files", onPorts("22", middlebox.TCP{Rewrites: []middlebox.Rewrite{{From: middlebox.Client, At: 40}}}), map[string]fact{
+			"SFTP": {Verdict: client.Altered, Why: `"packet 20 SHA256:…" was sent, "packet 20 SHA256:…" arrived at the reflector`}}),
 		add("SSH answered by another server", "files", onPorts("22", middlebox.TCP{Answer: sshServer}), all(stranger, "SFTP")),
 		add("HTTP proxied, and saying so", "http", onPorts("{ 80, 8484 }", middlebox.TCP{Rewrites: middlebox.AddHeaders("Via: 1.1 proxy", "X-Forwarded-For: 10.77.1.2")}),
 			all(altered(`"Via: 1.1 proxy" was put in before it arrived at the reflector`), "HTTP", "CENTER")),

@@ -97,11 +97,16 @@ func dnsAddress(m wire.Message, qtype uint16) netip.Addr {
 	return netip.AddrFrom4([4]byte{192, 0, 2, 1 + sum[0]%254})
 }
 
+// TokenName is the exchange's token as a name to ask for.
+func (x Exchange) TokenName() string {
+	m := x.message(wire.Request)
+	return dnsName(m.Append(nil, x.Keys))
+}
+
 // dnsRequest makes the query of an attempt.
 func (x Exchange) dnsRequest(qtype uint16) (*dns.Msg, []byte, error) {
-	m := x.message(wire.Request)
 	q := new(dns.Msg)
-	q.SetQuestion(dnsName(m.Append(nil, x.Keys)), qtype)
+	q.SetQuestion(x.TokenName(), qtype)
 	q.SetEdns0(dnsBuffer, false)
 	pad := &dns.EDNS0_PADDING{}
 	q.IsEdns0().Option = []dns.EDNS0{pad}

@@ -172,8 +172,19 @@ var (
 // with their offset and says what goes on; ok is false to break off after that.
 type box struct {
 	up, down func(offset int64, b []byte) (out []byte, ok bool)
-	reset    bool // break off with a reset instead of a close
+	ending   ending
 }
+
+// An ending is how a box breaks off: the same for both ends. Unless it resets,
+// it swallows what still comes, for a socket that is closed with something left
+// to read sends a reset of its own.
+type ending int
+
+const (
+	closes ending = iota // both connections are closed
+	resets               // both are reset
+	stalls               // nothing more passes until an end gives up
+)
 
 func pass(_ int64, b []byte) ([]byte, bool) { return b, true }
 
@@ -207,42 +218,58 @@ func (x box) run(near, far *net.TCPConn) {
 		if change == nil {
 			change = pass
 		}
-		buf := make([]byte, 8<<10)
+		buf := make([]byte, boxPiece)
 		var offset int64
 		for {
 			n, err := from.Read(buf)
-			out, ok := change(offset, buf[:n])
-			offset += int64(n)
-			if len(out) > 0 {
-				if _, werr := to.Write(out); werr != nil && err == nil {
-					err = werr
+			if !broken.Load() {
+				out, ok := change(offset, buf[:n])
+				offset += int64(n)
+				if len(out) > 0 {
+					if _, werr := to.Write(out); werr != nil && err == nil {
+						err = werr
+					}
 				}
-			}
-			if !ok {
-				if broken.Store(x.reset); x.reset {
-					near.SetLinger(0)
-					far.SetLinger(0)
-					near.Close()
-					far.Close()
-					return
+				if !ok {
+					broken.Store(true)
+					x.breakOff(near, far)
 				}
-				near.CloseWrite()
-				far.CloseWrite()
-				return
 			}
 			if err != nil {
-				if !broken.Load() {
+				if !broken.Load() || x.ending == stalls {
 					to.CloseWrite()
 				}
 				return
 			}
 		}
 	}
+	near.SetWriteBuffer(boxBuffer)
+	far.SetWriteBuffer(boxBuffer)
 	wg.Go(func() { carry(near, far, x.up) })
 	wg.Go(func() { carry(far, near, x.down) })
 	wg.Wait()
 	near.Close()
 	far.Close()
+}
+
+// What a box reads at one time, and what its sockets hold of what was not sent
+// yet: Linux takes twice what it is told, socket(7).
+const (
+	boxPiece  = 8 << 10
+	boxBuffer = 32 << 10
+	boxHolds  = 2*boxBuffer + boxPiece
+)
+
+func (x box) breakOff(near, far *net.TCPConn) {
+	for _, c := range []*net.TCPConn{near, far} {
+		switch x.ending {
+		case closes:
+			c.CloseWrite()
+		case resets:
+			c.SetLinger(0)
+			c.Close()
+		}
+	}
 }
 
 // play runs both ends of a protocol, with a box between them where it does

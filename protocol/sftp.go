@@ -87,7 +87,7 @@ func (n *sftpNear) shake() (<-chan ssh.NewChannel, <-chan *ssh.Request, error) {
 		HostKeyCallback: func(_ string, _ net.Addr, k ssh.PublicKey) error {
 			// Whether it is the reflector's is a finding, not a reason to stop.
 			key, n.keyed = sshHostKey(k), time.Now()
-			n.conn.said.Hear(key)
+			n.conn.believe(key)
 			n.conn.SetDeadline(n.keyed.Add(n.x.Stall))
 			return nil
 		},

@@ -48,7 +48,7 @@ func newHostKey() (ssh.Signer, error) {
 type sshConn struct {
 	net.Conn
 	said        wire.Transcript
-	key         string // that this end says it has, after its opening; "" is none
+	key, theirs string // of either end, said and heard once what comes in clear is; "" is none
 	mu          sync.Mutex
 	sent, heard sshOpening
 	err         error
@@ -63,6 +63,7 @@ func (c *sshConn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.heard.take(b[:n], c.said.Hear)
+	c.hearKey()
 	c.failed(err)
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
@@ -75,8 +76,8 @@ func (c *sshConn) Read(b []byte) (int, error) {
 func (c *sshConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	c.sent.take(b, c.said.Say)
-	if c.key != "" && c.sent.whole() {
-		c.said.Say(c.key) // it is sent soon after
+	if c.key != "" && c.sent.whole {
+		c.said.Say(c.key)
 		c.key = ""
 	}
 	c.mu.Unlock()
@@ -115,6 +116,22 @@ func (c *sshConn) longest() time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.pause
+}
+
+// believe notes the key that the other end says it has, once all that came
+// before it in clear was heard.
+func (c *sshConn) believe(key string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.theirs = key
+	c.hearKey()
+}
+
+func (c *sshConn) hearKey() {
+	if c.theirs != "" && c.heard.whole {
+		c.said.Hear(c.theirs)
+		c.theirs = ""
+	}
 }
 
 // record is what was said and heard, when no more is to come of it: a first line
@@ -158,7 +175,8 @@ func (c *sshConn) cause(err error) error {
 	return err
 }
 
-// brokenSSH knows the errors of x/crypto/ssh that honest ends never cause.
+// brokenSSH knows the errors of x/crypto/ssh that honest ends never cause. It is
+// for what is encrypted: of what comes in clear both ends' records tell.
 func brokenSSH(err error) bool {
 	if err == nil {
 		return false

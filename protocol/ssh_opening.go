@@ -5,42 +5,51 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/binary"
+	"fmt"
 	"strings"
 
 	"golang.org/x/crypto/ssh"
+
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 // maxOpening bounds what is kept of a direction's beginning, bytes; with all
-// that OpenSSH offers it has less than 2 KiB.
-const maxOpening = 4 << 10
+// that OpenSSH offers, it is in clear for less than half of that.
+const maxOpening = 8 << 10
 
 // An sshOpening is what a direction of SSH begins with, all of it in clear: the
-// version line and the packet that says what this end can (RFC 4253 sections
-// 4.2, 6 and 7.1). What follows of the exchange of keys is signed over both.
+// version line, then packets up to the one that says that keys are taken into
+// use (RFC 4253 sections 4.2, 6 and 7). What they say is signed in the end, but
+// not how they are padded.
 type sshOpening struct {
-	b    []byte
-	told int // lines that were recorded
+	b     []byte
+	told  int  // lines that were recorded
+	whole bool // the last packet came
 }
 
-// take keeps the next bytes and records the lines that are whole with them.
+// The numbers of packets (RFC 4250 section 4.1.2).
+const (
+	sshKexInit = 20
+	sshNewKeys = 21
+)
+
+// take keeps the next bytes and records the lines that are known with them.
 func (o *sshOpening) take(b []byte, record func(string)) {
 	room := maxOpening - len(o.b)
-	if room == 0 || o.whole() {
+	if room == 0 || o.whole {
 		return
 	}
 	o.b = append(o.b, b[:min(len(b), room)]...)
 	if !bytes.HasSuffix(o.line(), []byte("\n")) && len(o.b) < maxOpening {
-		return
+		return // the first line may become longer
 	}
-	lines := o.said()
+	var lines []string
+	lines, o.whole = o.said()
 	for _, line := range lines[o.told:] {
 		record(line)
 	}
 	o.told = len(lines)
 }
-
-// whole tells whether KEXINIT has come, and was understood.
-func (o *sshOpening) whole() bool { return o.told > 1 }
 
 // line is the first one with its end, as far as it came.
 func (o *sshOpening) line() []byte {
@@ -57,44 +66,56 @@ var sshOffers = []string{
 	"compression to the server", "compression to the client",
 }
 
-// said gives the opening as lines of a dialogue: the first one as it is and,
-// where KEXINIT came whole, each list of algorithms and a digest of all.
-func (o *sshOpening) said() []string {
+// said gives the opening as lines of a dialogue, in an order in which half an
+// opening gives the first of them: the version, and of each packet its number
+// and length, the algorithms that it lists, and its digest. whole tells whether
+// the last packet came.
+func (o *sshOpening) said() (lines []string, whole bool) {
 	line := o.line()
 	if len(line) == 0 {
-		return nil
+		return nil, false
 	}
-	list := []string{strings.TrimRight(string(line), "\r\n")}
-	payload := kexInit(o.b[len(line):])
-	if payload == nil || !isSSH(line) {
-		return list
+	lines = append(lines, strings.TrimRight(string(line), "\r\n"))
+	if !isSSH(line) {
+		return lines, false
 	}
-	const cookie = 1 + 16 // bytes, with the message's number
-	rest := payload[min(len(payload), cookie):]
-	for _, name := range sshOffers {
-		var value []byte
-		var ok bool
-		if value, rest, ok = nameList(rest); !ok {
-			return list[:1]
+	const head = 6 // bytes: the lengths of packet and padding, and the number
+	for rest := o.b[len(line):]; len(rest) >= head && len(lines) < wire.MaxSaid; {
+		length, number := binary.BigEndian.Uint32(rest), rest[head-1]
+		lines = append(lines, fmt.Sprintf("packet %d of %d bytes", number, length))
+		end := 4 + int64(length)
+		if end > int64(len(rest)) {
+			return lines, false
 		}
-		list = append(list, name+": "+string(value))
+		if number == sshKexInit {
+			lines = append(lines, sshLists(rest[4:end])...)
+		}
+		sum := sha256.Sum256(rest[:end])
+		lines = append(lines, fmt.Sprintf("packet %d SHA256:%s", number, base64.RawStdEncoding.EncodeToString(sum[:])))
+		if number == sshNewKeys {
+			return lines, true
+		}
+		rest = rest[end:]
 	}
-	sum := sha256.Sum256(payload)
-	return append(list, "KEXINIT SHA256:"+base64.RawStdEncoding.EncodeToString(sum[:]))
+	return lines, false
 }
 
-// kexInit is the payload of a first packet that is a whole KEXINIT, else nil.
-func kexInit(b []byte) []byte {
-	const head, number = 5, 20 // the lengths of packet and padding; SSH_MSG_KEXINIT
-	if len(b) < head+1 || b[head] != number {
+// sshLists are the lists of algorithms of KEXINIT, from the length of its
+// padding on, or none where they are not what they should be.
+func sshLists(b []byte) (lines []string) {
+	const before = 1 + 1 + 16 // bytes: the length of the padding, the number and the cookie
+	if len(b) < before {
 		return nil
 	}
-	length, padding := int64(binary.BigEndian.Uint32(b)), int64(b[4])
-	end := 4 + length - padding
-	if end <= head || end > int64(len(b)) {
-		return nil
+	rest := b[before:]
+	for _, name := range sshOffers {
+		value, more, ok := nameList(rest)
+		if !ok {
+			return nil
+		}
+		lines, rest = append(lines, name+": "+string(value)), more
 	}
-	return b[head:end]
+	return lines
 }
 
 // nameList takes a list of names (RFC 4251 section 5).

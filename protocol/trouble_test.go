@@ -256,7 +256,7 @@ func TestResetInTheDataPhaseIsCalledAReset(t *testing.T) {
 		f := newFar()
 		x := f.exchange()
 		x.Bytes = 8 << 20 // more than the buffers on the way hold
-		got, base, events := play(t, loopback, overPlain, f, x, box{down: cutAfter(wire.MessageSize + 5000), reset: true})
+		got, base, events := play(t, loopback, overPlain, f, x, box{down: cutAfter(wire.MessageSize + 5000), ending: resets})
 		if got.Stage != StageData || got.Fault != FaultReset || got.Down > 5000 {
 			t.Errorf("near end: %+v", got)
 		}
