@@ -43,14 +43,14 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		ports = p.LocalPorts
 	}
 	base, rate := 0, r.cfg.Rate
-	// Two sweeps at once would take each other's packets for lost; one that
-	// nothing answers, or that only waits, is in nobody's way.
-	f.sweep.Lock()
-	done := sync.OnceFunc(f.sweep.Unlock)
-	defer done()
 	ask := func(ctx context.Context, ports scenarios.PortSet, progress func(int)) []survey.Answer {
+		// Two sweeps at once would take each other's packets for lost; one that
+		// nothing answers, or that only waits, is in nobody's way.
+		f.sweep.Lock()
+		done := sync.OnceFunc(f.sweep.Unlock)
+		defer done()
 		u := survey.UDP{
-			Target: p.Addr, Attempts: tries, Amid: scattered * 2, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
+			Target: p.Addr, Attempts: tries, Amid: shortRun * 2, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
 			Progress: func(done, _ int) { progress(done) }, Quiet: done,
 			Request: func(dst []byte, port uint16, attempt int) []byte {
 				m := r.message(p, port, base+attempt)
@@ -77,7 +77,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		return explained(answers, ports, err)
 	}
 	got, probed := r.range_(ctx, p, ports, ask)
-	if again := secondLook(ports, got, r.seenBy(ctx, p)); len(again) > 0 && r.cfg.Sweep && ctx.Err() == nil {
+	if again := r.secondLook(ctx, p, ports, got); len(again) > 0 && ctx.Err() == nil {
 		base, rate = tries, gentleSweep
 		list := ask(ctx, again, func(int) {})
 		for i := range list {
@@ -140,13 +140,31 @@ func (r *runner) lookAgain(ctx context.Context, got answers, ask surveyor) {
 // scattered, while what a firewall blocks is mostly a range. So silent ports in
 // runs shorter than this get a second look at a gentle rate.
 const (
-	scattered   = 64
+	shortRun    = 64
 	gentleSweep = 20_000 // packets a second
 )
 
-// secondLook lists the silent ports that may be the sweep's own doing. seen,
+// secondLook lists the ports to look at again after every port was tried.
+func (r *runner) secondLook(ctx context.Context, p Probe, ports scenarios.PortSet, got answers) scenarios.PortSet {
+	if !r.cfg.Sweep || !got.silent() {
+		return nil
+	}
+	return scattered(ports, got, r.seenBy(ctx, p))
+}
+
+// silent tells whether any port stayed silent.
+func (as answers) silent() bool {
+	for _, a := range as {
+		if a.Fault == survey.Timeout && a.Answered == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// scattered lists the silent ports that may be the sweep's own doing. seen,
 // nil without a ledger, tells which of them the far end saw.
-func secondLook(ports scenarios.PortSet, got answers, seen *perPort) scenarios.PortSet {
+func scattered(ports scenarios.PortSet, got answers, seen *perPort) scenarios.PortSet {
 	const other, unseen, unanswered = 0, 1, 2
 	class := func(port uint16) int {
 		a := got[port]
@@ -161,7 +179,7 @@ func secondLook(ports scenarios.PortSet, got answers, seen *perPort) scenarios.P
 	var again, run scenarios.PortSet
 	was := other
 	end := func() {
-		if was != other && run.Len() < scattered {
+		if was != other && run.Len() < shortRun {
 			again = append(again, run...)
 		}
 		run = nil

@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,8 +14,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -133,10 +137,12 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		return results, err
 	}
 	journals := t.stop()
+	var joining sync.WaitGroup
 	for _, r := range results {
-		t.join(r, journals)
 		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		joining.Go(func() { t.join(r, journals) })
 	}
+	joining.Wait()
 	return results, nil
 }
 
@@ -219,26 +225,56 @@ func scenarioArg(s *scenarios.Scenario) string {
 }
 
 // runClients measures from every near end, one after the other: a firewall's
-// counters and its table of connections are shared.
+// counters and its table of connections are shared. What one has found is read
+// while the next is under way.
 func (t *trial) runClients(ctx context.Context) ([]*client.Result, error) {
+	var reading errgroup.Group
+	var found []*[]*client.Result
+	var failed error
+	for _, e := range t.nearEnds() {
+		var out *bytes.Buffer
+		if out, failed = t.runClient(ctx, e.scenario, e.role); failed != nil {
+			break
+		}
+		results := new([]*client.Result)
+		found = append(found, results)
+		reading.Go(func() (err error) {
+			if *results, err = t.m.Read(out); err != nil {
+				err = fmt.Errorf("the client's result of %s: %w", e.scenario.Name, err)
+			}
+			return err
+		})
+	}
+	failed = cmp.Or(failed, reading.Wait())
 	var all []*client.Result
+	for _, results := range found {
+		all = append(all, *results...)
+	}
+	return all, failed
+}
+
+// A nearEnd is a role of a scenario to measure from.
+type nearEnd struct {
+	scenario *scenarios.Scenario
+	role     string
+}
+
+func (t *trial) nearEnds() []nearEnd {
+	var out []nearEnd
 	for _, s := range t.m.Scenarios {
 		roles := s.NearRoles()
 		if t.m.Roles != nil {
 			roles = t.m.Roles(s)
 		}
 		for _, role := range roles {
-			results, err := t.runClient(ctx, s, role)
-			all = append(all, results...)
-			if err != nil {
-				return all, err
-			}
+			out = append(out, nearEnd{s, role})
 		}
 	}
-	return all, nil
+	return out
 }
 
-func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role string) ([]*client.Result, error) {
+// runClient measures from one near end and gives what the client wrote.
+func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role string) (*bytes.Buffer, error) {
 	host := t.world.Host(hostName)
 	server := address(t.world.Host(serverName), t.m.IPv6)
 	args := []string{"run", scenarioArg(s), "--as", role, "--reflector", server.String(), "--key-file", t.keyFile(),
@@ -263,11 +299,7 @@ func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role strin
 	if exit != nil && exit.ExitCode() == 2 || out.Len() == 0 {
 		return nil, fmt.Errorf("the client did not measure %s: %s", s.Name, strings.TrimSpace(complaints.String()))
 	}
-	results, err := t.m.Read(&out)
-	if err != nil {
-		return nil, fmt.Errorf("the client's result of %s: %w", s.Name, err)
-	}
-	return results, nil
+	return &out, nil
 }
 
 func address(h *Host, ipv6 bool) netip.Addr {

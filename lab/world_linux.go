@@ -127,12 +127,17 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 // Counters lists the rules of the firewall with what they have counted.
 func (w *World) Counters() ([]Rule, error) {
 	firewall := w.Host(firewallName)
-	list, err := firewall.NFT(context.Background(), nil, "-j", "-a", "list", "ruleset")
-	if err != nil {
-		return nil, err
-	}
-	text, err := firewall.NFT(context.Background(), nil, "-a", "list", "ruleset")
-	if err != nil {
+	var list, text []byte
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		list, err = firewall.NFT(context.Background(), nil, "-j", "-a", "list", "ruleset")
+		return err
+	})
+	g.Go(func() (err error) {
+		text, err = firewall.NFT(context.Background(), nil, "-a", "list", "ruleset")
+		return err
+	})
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	return parseRules(list, text)

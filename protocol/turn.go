@@ -128,16 +128,19 @@ func (t *Relay) Indicate(peer netip.AddrPort, data []byte) error {
 
 // Send sends data through a channel (section 12.5).
 func (t *Relay) Send(channel uint16, data []byte) error {
-	b := binary.BigEndian.AppendUint16(make([]byte, 0, 4+len(data)+3), channel)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
-	b = append(b, data...)
+	b := append(channelHead(make([]byte, 0, 4+len(data)+3), channel, len(data)), data...)
 	if t.stream() {
 		b = append(b, make([]byte, -len(data)&3)...) // over a stream, padded to four bytes
 	}
 	return t.write(b)
 }
 
-// write sends one message; what takes longer than t.Stall is stuck.
+// channelHead appends the head of ChannelData (RFC 8656 section 12.4).
+func channelHead(b []byte, channel uint16, size int) []byte {
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, channel), uint16(size))
+}
+
+// write sends one message, or several over a stream; what takes longer than t.Stall is stuck.
 func (t *Relay) write(b []byte) error {
 	t.Conn.SetWriteDeadline(time.Now().Add(t.Stall))
 	_, err := t.Conn.Write(b)

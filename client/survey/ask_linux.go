@@ -12,7 +12,7 @@ import (
 func (c *connector) happened(i int, events uint32) {
 	asked := c.ports[i].asked
 	if !asked {
-		c.settle(i)
+		c.settle(i, events)
 	}
 	if c.ports[i].asked && (asked || events&unix.EPOLLIN != 0) {
 		c.hear(i)

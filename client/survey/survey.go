@@ -104,13 +104,13 @@ type Answer struct {
 	Duplicate uint16 // further valid replies to a datagram already answered
 	Invalid   uint16 // replies that did not verify
 
-	RTT    time.Duration // of the first valid reply, or of the TCP handshake
-	Fault  Fault         // first thing that went wrong; may stand beside valid replies
-	ICMP   ICMP          // with Fault Unreachable or TooBig
-	MTU    int           // bytes, with Fault TooBig: largest packet, as the router or this host said
-	Err    error         // this host's error for the fault, if it gave one
-	Local  netip.AddrPort
-	Sample []byte // the first invalid reply, 256 bytes at most
+	RTT    time.Duration  // of the first valid reply, or of the TCP handshake
+	Fault  Fault          // first thing that went wrong; may stand beside valid replies
+	ICMP   ICMP           // with Fault Unreachable or TooBig
+	MTU    int            // bytes, with Fault TooBig: largest packet, as the router or this host said
+	Err    error          // this host's error for the fault, if it gave one
+	Local  netip.AddrPort // TCP on Linux: without a port that the system chose
+	Sample []byte         // the first invalid reply, 256 bytes at most
 
 	Exchanged   time.Duration // TCP: how long the exchange took
 	ExchangeErr error         // TCP: what the exchange returned

@@ -18,6 +18,7 @@ import (
 // differ in their remote port.
 type connector struct {
 	TCP
+	from  netip.Addr // where connections leave from
 	ep    *epoll
 	event int // readable when an exchange has ended
 	start time.Time
@@ -63,8 +64,12 @@ type exchanged struct {
 
 func (t TCP) run(ctx context.Context) ([]Answer, error) {
 	answers, _ := blank(t.ports())
-	if _, err := source(t.Target); err != nil {
+	from, err := source(t.Target)
+	if err != nil {
 		return all(answers, outcome{fault: faultOf(err), err: err}), nil
+	}
+	if t.Local.IsValid() && !t.Local.IsUnspecified() {
+		from = t.Local
 	}
 	ep, err := newEpoll()
 	if err != nil {
@@ -81,7 +86,7 @@ func (t TCP) run(ctx context.Context) ([]Answer, error) {
 	}
 	n := len(answers)
 	c := &connector{
-		TCP: t, ep: ep, event: event, start: time.Now(), order: newStride(n),
+		TCP: t, from: from, ep: ep, event: event, start: time.Now(), order: newStride(n),
 		pacer: newPacer(t.Rate, t.RTT, n*t.Attempts), limit: descriptors(t.InFlight),
 		answers: answers, ports: make([]tcpPort, n), byFD: make(map[int32]int),
 		in: make([]byte, t.Reply), progress: meter{tell: t.Progress, total: n},
@@ -91,6 +96,13 @@ func (t TCP) run(ctx context.Context) ([]Answer, error) {
 		return answers, err
 	}
 	return c.finish(ctx)
+}
+
+// local is the own end towards a surveyed port, without a port that the system
+// chose: asking for it would be a system call for each.
+func (c *connector) local(port uint16) netip.AddrPort {
+	own, _ := c.ends(port)
+	return netip.AddrPortFrom(c.from, own.Port())
 }
 
 func (c *connector) now() time.Duration { return time.Since(c.start) }
@@ -234,18 +246,20 @@ func tcpSocket(local, remote netip.AddrPort) (int, error) {
 }
 
 // settle ends the handshake of port i as the socket says.
-func (c *connector) settle(i int) {
+func (c *connector) settle(i int, events uint32) {
 	fd := c.ports[i].fd
-	if errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
-		if err == nil {
-			err = unix.Errno(errno)
+	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
+		if errno, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR); err != nil || errno != 0 {
+			if err == nil {
+				err = unix.Errno(errno)
+			}
+			c.pacer.answered(c.key(i), c.now(), 0)
+			c.fail(i, explain(fd, err))
+			return
 		}
-		c.pacer.answered(c.key(i), c.now(), 0)
-		c.fail(i, explain(fd, err))
-		return
 	}
 	a := &c.answers[i]
-	a.Answered, a.RTT, a.Local = 1, max(1, c.now()-c.ports[i].began), localAddr(fd)
+	a.Answered, a.RTT, a.Local = 1, max(1, c.now()-c.ports[i].began), c.local(a.Port)
 	c.pacer.answered(c.key(i), c.now(), a.RTT)
 	if c.Ask != nil {
 		c.ask(i)

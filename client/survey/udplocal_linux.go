@@ -36,6 +36,7 @@ type localSweep struct {
 type localPort struct {
 	fd       int // 0 when closed
 	attempts int // sent or tried
+	lingers  bool
 }
 
 func runLocalPorts(ctx context.Context, t *tally, local netip.Addr) ([]Answer, error) {
@@ -137,7 +138,7 @@ func (s *localSweep) due(now time.Duration) (int, time.Duration) {
 			break
 		}
 		s.retry.pop()
-		if s.ports[t.i].fd != 0 {
+		if s.ports[t.i].fd != 0 && !s.ports[t.i].lingers {
 			return t.i, 0
 		}
 	}
@@ -241,11 +242,19 @@ func (s *localSweep) receive(i int) {
 		if key, rtt := s.reply(i, data, s.now()); key >= 0 {
 			s.pacer.answered(key, s.now(), rtt)
 		}
-		if s.done(i) {
-			break
+		if int(s.answers[i].Answered) == s.ports[i].attempts {
+			break // there is nothing more to come
 		}
 	}
-	if s.done(i) {
+	switch p, a := &s.ports[i], &s.answers[i]; {
+	case !s.done(i):
+	case int(a.Answered) < p.attempts && a.Fault == None && a.Answered > 0:
+		// What is late is not lost: its other datagrams may still be answered.
+		if !p.lingers {
+			p.lingers = true
+			s.expire.push(timer{i: i, at: s.now()})
+		}
+	default:
 		s.close(i)
 	}
 }
