@@ -2,12 +2,16 @@ package protocol
 
 import (
 	"bytes"
+	"context"
 	"encoding/base64"
 	"io"
 	"net"
+	"net/netip"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
@@ -56,6 +60,31 @@ func said(t *testing.T, b []byte) (c net.Conn) {
 	return c
 }
 
+// atOnce fails when test waits for anything: for a time that is not real, as
+// everything here is in memory, or for ever. The fuzzing engine would take an
+// input that never ends for one that takes its time, and pass.
+func atOnce(t *testing.T, test func(t *testing.T)) {
+	t.Helper()
+	stop := hangs()
+	defer stop()
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		test(t)
+		if d := time.Since(began); d > 0 {
+			t.Errorf("waited %v, though its peer had ended", d)
+		}
+	})
+}
+
+// hangs ends the process, whose input the engine then keeps, when it is not
+// stopped within many times as long as any input takes.
+func hangs() (stop func() bool) {
+	return time.AfterFunc(10*time.Second, func() {
+		debug.SetTraceback("all")
+		panic("an input takes more than 10 s of real time")
+	}).Stop
+}
+
 // Whatever comes, each far end tells of it once and is proven by nothing but a
 // token.
 func FuzzFarEnds(f *testing.F) {
@@ -68,19 +97,21 @@ func FuzzFarEnds(f *testing.F) {
 	token := far.exchange().Token()
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		p := all[int(which)%len(all)]
-		c := said(t, bytes.ReplaceAll(b, []byte("TOKEN"), []byte(token)))
-		far := newFar() // what greets inside is told it
-		far.mem = &memoryNet{}
-		events := far.serve(t.Context(), p.Protocol, c)
-		c.Close()
-		for _, e := range events {
-			if e.Answered && e.Probe != 7 || e.Stage == StageDone && !e.Answered || e.Fault == "" && !e.Answered {
-				t.Errorf("%s: %+v", p, e)
+		atOnce(t, func(t *testing.T) {
+			c := said(t, bytes.ReplaceAll(b, []byte("TOKEN"), []byte(token)))
+			far := newFar() // what greets inside is told it
+			far.mem = &memoryNet{}
+			events := far.serve(t.Context(), p.Protocol, c)
+			c.Close()
+			for _, e := range events {
+				if e.Answered && e.Probe != 7 || e.Stage == StageDone && !e.Answered || e.Fault == "" && !e.Answered {
+					t.Errorf("%s: %+v", p, e)
+				}
 			}
-		}
-		if len(events) == 0 {
-			t.Errorf("%s tells nothing", p)
-		}
+			if len(events) == 0 {
+				t.Errorf("%s tells nothing", p)
+			}
+		})
 	})
 }
 
@@ -96,14 +127,20 @@ func FuzzNearEnds(f *testing.F) {
 	far := newFar()
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		p := all[int(which)%len(all)]
-		c := said(t, b)
-		x := far.exchange()
-		x.Variant, x.Bytes = p.variant, 10
-		r := p.TCP.Probe(t.Context(), c, x)
-		c.Close()
-		if r.Stage == StageDone || r.Fault == "" || r.Seen.Probe != 0 {
-			t.Errorf("%s: %+v", p, r)
-		}
+		atOnce(t, func(t *testing.T) {
+			c := said(t, b)
+			var mem memoryNet
+			x := far.exchange()
+			x.Variant, x.Bytes, x.Listen = p.variant, 10, mem.listen
+			x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+				return mem.dial(ctx, netip.AddrPortFrom(addrPort(c.LocalAddr()).Addr(), 0), to)
+			}
+			r := p.TCP.Probe(t.Context(), c, x)
+			c.Close()
+			if r.Stage == StageDone || r.Fault == "" || r.Seen.Probe != 0 {
+				t.Errorf("%s: %+v", p, r)
+			}
+		})
 	})
 }
 
@@ -177,28 +214,30 @@ func FuzzDialogue(f *testing.F) {
 	for _, s := range []string{"a\r\nb\n\r\n\nrest", "", strings.Repeat("x", maxLine+1), strings.Repeat("x", maxLine-1) + "\n", "\xff\x00\n"} {
 		f.Add([]byte(s))
 	}
-	f.Fuzz(func(t *testing.T, b []byte) {
-		d := newDialogue(said(t, b), farStall)
-		var lines []string
-		var err error
-		for range 3 {
-			var line string
-			if line, err = d.hear(); err != nil {
-				break
-			}
-			lines = append(lines, line)
+	f.Fuzz(func(t *testing.T, b []byte) { atOnce(t, func(t *testing.T) { hearLines(t, b) }) })
+}
+
+func hearLines(t *testing.T, b []byte) {
+	d := newDialogue(said(t, b), farStall)
+	var lines []string
+	var err error
+	for range 3 {
+		var line string
+		if line, err = d.hear(); err != nil {
+			break
 		}
-		for i, line := range lines {
-			if len(line) >= maxLine || strings.Contains(line, "\n") || !bytes.Contains(b, []byte(line)) {
-				t.Errorf("line %q of %q", line, b)
-			}
-			if i >= len(d.said.Heard) {
-				t.Errorf("line %q is not recorded", line)
-			}
+		lines = append(lines, line)
+	}
+	for i, line := range lines {
+		if len(line) >= maxLine || strings.Contains(line, "\n") || !bytes.Contains(b, []byte(line)) {
+			t.Errorf("line %q of %q", line, b)
 		}
-		rest, _ := io.ReadAll(d)
-		if err == nil && !bytes.HasSuffix(b[:min(len(b), room)], rest) {
-			t.Errorf("%q follows the lines of %q", rest, b)
+		if i >= len(d.said.Heard) {
+			t.Errorf("line %q is not recorded", line)
 		}
-	})
+	}
+	rest, _ := io.ReadAll(d)
+	if err == nil && !bytes.HasSuffix(b[:min(len(b), room)], rest) {
+		t.Errorf("%q follows the lines of %q", rest, b)
+	}
 }
