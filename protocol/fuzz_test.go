@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -144,30 +143,6 @@ func FuzzNearEnds(f *testing.F) {
 	})
 }
 
-// No datagram is answered by a longer one unless a token in it proved good.
-func FuzzDatagramFarEnds(f *testing.F) {
-	var all []spoken
-	for name, p := range protocols {
-		if p.UDP != nil && p.UDP.Answer != nil {
-			all = append(all, spoken{name, "", p})
-		}
-	}
-	slices.SortFunc(all, func(a, b spoken) int { return strings.Compare(a.name, b.name) })
-	far := newFar()
-	m := far.exchange().message(wire.Request)
-	for i := range all {
-		f.Add(uint8(i), m.Append(nil, &far.keys))
-		f.Add(uint8(i), []byte(far.exchange().Token()))
-	}
-	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
-		p := all[int(which)%len(all)]
-		reply, e := p.UDP.Answer(b, mediaFrom, mediaFrom, far)
-		if len(reply) > len(b) && e.Probe != 7 || e.Answered && reply == nil || e.Stage == StageDone && !e.Answered {
-			t.Errorf("%s: %d bytes for %d, %+v", p, len(reply), len(b), e)
-		}
-	})
-}
-
 // A token is found wherever a text holds it as a word of its own, and nothing
 // else is one.
 func FuzzTokenText(f *testing.F) {
@@ -240,4 +215,52 @@ func hearLines(t *testing.T, b []byte) {
 	if err == nil && !bytes.HasSuffix(b[:min(len(b), room)], rest) {
 		t.Errorf("%q follows the lines of %q", rest, b)
 	}
+}
+
+// Names of files and addresses of ICE are read as they are written; what else is
+// taken for one names the same.
+func FuzzFileSize(f *testing.F) {
+	for _, s := range []string{"1024.bin", "/1073741824.bin", "./5.bin", "0.bin", ".bin", "01.bin", "4294967296.bin", "-1.bin", "../1.bin"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		n, ok := fileSize(name)
+		if !ok {
+			return
+		}
+		if again, ok := fileSize(fileName(n)); !ok || again != n || !strings.HasSuffix(name, fileName(n)) {
+			t.Errorf("%q has %d bytes, %q %d", name, n, fileName(n), again)
+		}
+	})
+}
+
+func FuzzICEAddress(f *testing.F) {
+	for _, s := range []string{"192.0.2.1:9", "[2001:db8::1]:65535", "2001:db8::1:7", "fe80::1%eth0:9", "a.local:1", "1.2.3.4:", ":1", "[]:1", "1.2.3.4:65536"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		a, err := looseAddrPort(text)
+		if err != nil {
+			return
+		}
+		if again, err := looseAddrPort(a.String()); err != nil || again != a {
+			t.Errorf("%q is %v, and again %v, %v", text, a, again, err)
+		}
+	})
+}
+
+// What is logged in with is found, whatever else the text holds.
+func FuzzPlainCredentials(f *testing.F) {
+	f.Add([]byte("\x00name\x00password"))
+	f.Add([]byte("other\x00name\x00password"))
+	f.Add([]byte("\x00\x00"))
+	f.Add([]byte("name"))
+	f.Add([]byte("a\x00b\x00c\x00d"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		said := plainCredentials(base64.StdEncoding.EncodeToString(b))
+		parts := strings.Split(string(b), "\x00")
+		if len(parts) == 3 && said != parts[1]+" "+parts[2] || len(parts) != 3 && said != "" {
+			t.Errorf("%q is read as %q", b, said)
+		}
+	})
 }
