@@ -62,14 +62,22 @@ func said(t *testing.T, b []byte) (c net.Conn) {
 // atOnce fails when test waits for anything: for a time that is not real, as
 // everything here is in memory, or for ever. The fuzzing engine would take an
 // input that never ends for one that takes its time, and pass.
-func atOnce(t *testing.T, test func(t *testing.T)) {
+func atOnce(t *testing.T, test func(t *testing.T)) { t.Helper(); endsWithin(t, 0, test) }
+
+// goAway is how long net/http keeps an HTTP/2 connection after an error of the
+// peer's, so that the peer hears of it before the end, and without listening for
+// the peer's own.
+const goAway = time.Second
+
+// endsWithin is atOnce with so much patience.
+func endsWithin(t *testing.T, patience time.Duration, test func(t *testing.T)) {
 	t.Helper()
 	stop := hangs()
 	defer stop()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		test(t)
-		if d := time.Since(began); d > 0 {
+		if d := time.Since(began); d > patience {
 			t.Errorf("waited %v, though its peer had ended", d)
 		}
 	})
@@ -96,7 +104,7 @@ func FuzzFarEnds(f *testing.F) {
 	token := far.exchange().Token()
 	f.Fuzz(func(t *testing.T, which uint8, b []byte) {
 		p := all[int(which)%len(all)]
-		atOnce(t, func(t *testing.T) {
+		endsWithin(t, goAway, func(t *testing.T) { // what begins like HTTP is served as that, anywhere
 			c := said(t, bytes.ReplaceAll(b, []byte("TOKEN"), []byte(token)))
 			far := newFar() // what greets inside is told it
 			far.mem = &memoryNet{}

@@ -403,7 +403,7 @@ func FuzzHTTPFarEnd(f *testing.F) {
 	}
 	far := newFar()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		atOnce(t, func(t *testing.T) {
+		endsWithin(t, goAway, func(t *testing.T) {
 			c := said(t, b)
 			events := serveHTTP(t.Context(), c, far)
 			c.Close()
