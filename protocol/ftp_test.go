@@ -1,9 +1,10 @@
 package protocol
 
 import (
-	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 func TestAddressesOfDataConnectionsAreReadStrictly(t *testing.T) {
@@ -114,10 +115,12 @@ func FuzzFTPCommand(f *testing.F) {
 	}
 	far := newFar()
 	f.Fuzz(func(t *testing.T, line string) {
-		near, c := remembered(netip.MustParseAddrPort("127.0.0.1:40000"), netip.MustParseAddrPort("127.0.0.1:21"))
-		near.Write([]byte(line + "\r\nQUIT\r\n"))
-		near.out.close()
-		events := serveFTP(t.Context(), c, far)
+		var events []wire.Event
+		atOnce(t, func(t *testing.T) {
+			c := said(t, []byte(line+"\r\nQUIT\r\n"))
+			events = serveFTP(t.Context(), c, far)
+			c.Close()
+		})
 		if len(events) != 1 || events[0].Answered || events[0].Stage == StageDone || events[0].Fault == "" {
 			t.Errorf("%q: %+v", line, events)
 		}

@@ -403,18 +403,16 @@ func FuzzHTTPFarEnd(f *testing.F) {
 	}
 	far := newFar()
 	f.Fuzz(func(t *testing.T, b []byte) {
-		near, c := memoryPair(t)
-		go func() {
-			near.Write(b)
-			near.Close()
-		}()
-		events := serveHTTP(t.Context(), c, far)
-		c.Close()
-		for _, e := range events {
-			if e.Answered || e.Stage == StageDone || e.Fault == "" {
-				t.Errorf("%q: %+v", b, e)
+		endsWithin(t, goAway, func(t *testing.T) {
+			c := said(t, b)
+			events := serveHTTP(t.Context(), c, far)
+			c.Close()
+			for _, e := range events {
+				if e.Answered || e.Stage == StageDone || e.Fault == "" {
+					t.Errorf("%q: %+v", b, e)
+				}
 			}
-		}
+		})
 	})
 }
 

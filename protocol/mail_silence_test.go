@@ -167,18 +167,16 @@ func FuzzMailCommands(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		text := strings.ReplaceAll(string(b), "TOKEN", token)
 		for _, name := range mails {
-			near, c := memoryPair(t)
-			go io.Copy(io.Discard, near)
-			io.WriteString(near, text[:min(len(text), room)])
-			near.(*memoryConn).out.close() // the near end's half
-			events := protocols[name].TCP.Serve(t.Context(), c, far)
-			c.Close()
-			near.Close()
-			got := endOf(events)
-			proven := len(events) == 1 && events[0].Answered
-			if len(events) != 1 || got.Stage == "" || (got.Fault == "") != proven || len(events[0].Said.Heard) > 32 || len(events[0].Said.Sent) > 32 {
-				t.Fatalf("%s: %+v", name, events)
-			}
+			atOnce(t, func(t *testing.T) {
+				c := said(t, []byte(text))
+				events := protocols[name].TCP.Serve(t.Context(), c, far)
+				c.Close()
+				got := endOf(events)
+				proven := len(events) == 1 && events[0].Answered
+				if len(events) != 1 || got.Stage == "" || (got.Fault == "") != proven || len(events[0].Said.Heard) > 32 || len(events[0].Said.Sent) > 32 {
+					t.Errorf("%s: %+v", name, events)
+				}
+			})
 		}
 	})
 }
@@ -194,16 +192,14 @@ func FuzzMailAnswers(f *testing.F) {
 	far := newFar()
 	f.Fuzz(func(t *testing.T, b []byte) {
 		for _, name := range mails {
-			near, c := memoryPair(t)
-			go io.Copy(io.Discard, c)
-			c.Write(b[:min(len(b), room)])
-			c.(*memoryConn).out.close()
-			r := protocols[name].TCP.Probe(t.Context(), near, far.exchange())
-			c.Close()
-			near.Close()
-			if r.Stage == StageDone || r.Fault == "" || r.Err == nil || r.Stage == StageData || r.Stage == StageLogin {
-				t.Fatalf("%s: %+v", name, r)
-			}
+			atOnce(t, func(t *testing.T) {
+				c := said(t, b)
+				r := protocols[name].TCP.Probe(t.Context(), c, far.exchange())
+				c.Close()
+				if r.Stage == StageDone || r.Fault == "" || r.Err == nil || r.Stage == StageData || r.Stage == StageLogin {
+					t.Errorf("%s: %+v", name, r)
+				}
+			})
 		}
 	})
 }

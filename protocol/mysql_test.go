@@ -211,16 +211,14 @@ func FuzzMySQLFarEnd(f *testing.F) {
 // well without a token in them.
 func heardByFarEnd(t *testing.T, p *Protocol, f *testFar, b []byte) {
 	t.Helper()
-	near, far := memoryPair(t)
-	go io.Copy(io.Discard, near)
-	near.Write(b)
-	near.(*memoryConn).out.close()
-	events := p.TCP.Serve(t.Context(), far, f)
-	far.Close()
-	near.Close()
-	if len(events) != 1 || events[0].Answered && events[0].Probe != 7 || events[0].Stage == StageDone && !events[0].Answered {
-		t.Errorf("%x: %+v", b, events)
-	}
+	atOnce(t, func(t *testing.T) {
+		c := said(t, b)
+		events := p.TCP.Serve(t.Context(), c, f)
+		c.Close()
+		if len(events) != 1 || events[0].Answered && events[0].Probe != 7 || events[0].Stage == StageDone && !events[0].Answered {
+			t.Errorf("%x: %+v", b, events)
+		}
+	})
 }
 
 // No byte of a greeting can change without changing its line, or being refused.

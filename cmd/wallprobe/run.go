@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -163,6 +164,9 @@ func givenKey(c *cli.Context) (wire.Key, error) {
 	return key, nil
 }
 
+// proxySchemes are those that net/http knows.
+var proxySchemes = []string{"http", "https", "socks5", "socks5h"}
+
 func givenProxy(text string) (*url.URL, error) {
 	if text == "auto" {
 		for _, name := range []string{"HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"} {
@@ -177,8 +181,14 @@ func givenProxy(text string) (*url.URL, error) {
 	if text == "" {
 		return nil, nil
 	}
+	if !strings.Contains(text, "://") {
+		text = "http://" + text // as the environment has it at times
+	}
 	u, err := url.Parse(text)
-	if err != nil || u.Host == "" {
+	if err == nil && u.Port() != "" {
+		_, err = strconv.ParseUint(u.Port(), 10, 16)
+	}
+	if err != nil || u.Hostname() == "" || !slices.Contains(proxySchemes, u.Scheme) {
 		return nil, usage("--proxy %s: write it as http://HOST:PORT", text)
 	}
 	return u, nil

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -203,7 +204,7 @@ func parseIperf(out []byte, transport string) (float64, error) {
 	if bits == 0 && transport == "udp" {
 		bits = told.End.Sum.BitsPerSecond * (1 - told.End.Sum.LostPercent/100)
 	}
-	if bits <= 0 {
+	if bits <= 0 || math.IsInf(bits, 1) {
 		return 0, errors.New("iperf3's result has no rate")
 	}
 	return bits / 8, nil

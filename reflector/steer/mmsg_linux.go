@@ -85,8 +85,16 @@ func (b *readBatch) payload(i int) []byte {
 func (b *readBatch) datagram(i int, s *socket) (d Datagram, ok bool, drops uint32) {
 	d.Remote = b.remote(i)
 	d.Payload = b.payload(i)
-	drops = s.drops
-	oob := b.controls[i][:b.hdrs[i].hdr.Controllen]
+	drops = d.told(b.controls[i][:b.hdrs[i].hdr.Controllen], s.drops)
+	to := d.Local.Addr()
+	ok = to.IsValid() && !to.IsMulticast() && to != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && d.Remote.Port() != 0
+	return d, ok, drops
+}
+
+// told reads the kernel's control messages: where the datagram was aimed at,
+// how it arrived, and how many were dropped, which it tells after a change only.
+func (d *Datagram) told(oob []byte, known uint32) (drops uint32) {
+	drops = known
 	for len(oob) > 0 {
 		h, data, rest, err := unix.ParseOneSocketControlMessage(oob)
 		if err != nil {
@@ -98,11 +106,11 @@ func (b *readBatch) datagram(i int, s *socket) (d Datagram, ok bool, drops uint3
 			d.Time = time.Unix(int64(binary.NativeEndian.Uint64(data)), int64(binary.NativeEndian.Uint64(data[8:])))
 		case h.Level == unix.SOL_SOCKET && h.Type == unix.SO_RXQ_OVFL && len(data) >= 4:
 			drops = binary.NativeEndian.Uint32(data)
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TTL, h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_HOPLIMIT:
+		case (h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TTL || h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_HOPLIMIT) && len(data) >= 4:
 			d.TTL = uint8(binary.NativeEndian.Uint32(data))
-		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS:
+		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_TOS && len(data) >= 1:
 			d.TOS = data[0]
-		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS:
+		case h.Level == unix.IPPROTO_IPV6 && h.Type == unix.IPV6_TCLASS && len(data) >= 4:
 			d.TOS = uint8(binary.NativeEndian.Uint32(data))
 		case h.Level == unix.IPPROTO_IP && h.Type == unix.IP_ORIGDSTADDR && len(data) >= 8:
 			d.Local = netip.AddrPortFrom(netip.AddrFrom4([4]byte(data[4:])), binary.BigEndian.Uint16(data[2:]))
@@ -110,9 +118,7 @@ func (b *readBatch) datagram(i int, s *socket) (d Datagram, ok bool, drops uint3
 			d.Local = netip.AddrPortFrom(netip.AddrFrom16([16]byte(data[8:])), binary.BigEndian.Uint16(data[2:]))
 		}
 	}
-	to := d.Local.Addr()
-	ok = to.IsValid() && !to.IsMulticast() && to != netip.AddrFrom4([4]byte{255, 255, 255, 255}) && d.Remote.Port() != 0
-	return d, ok, drops
+	return drops
 }
 
 func (b *readBatch) remote(i int) netip.AddrPort {

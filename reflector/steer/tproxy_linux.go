@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -26,6 +25,8 @@ import (
 // does no harm meanwhile, because a tproxy statement without a transparent
 // socket as its target lets the packet go on.
 const tablePrefix = "wallprobe_"
+
+func tableName(port uint16) string { return tablePrefix + strconv.Itoa(int(port)) }
 
 // nftTimeout bounds every call of nft.
 const nftTimeout = 5 * time.Second
@@ -44,7 +45,7 @@ func planTPROXY(addrs []netip.Addr, tcp, udp scenarios.PortSet, socks []*socket)
 	if err != nil {
 		return nil, err
 	}
-	t := &tproxySteer{table: tablePrefix + strconv.Itoa(int(socks[0].local.Port()))}
+	t := &tproxySteer{table: tableName(socks[0].local.Port())}
 	var b strings.Builder
 	for _, name := range stale {
 		fmt.Fprintf(&b, "delete table inet %s\n", name)
@@ -128,13 +129,8 @@ func staleTables() ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	var names []string
-	for line := range strings.Lines(out) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "); ok && strings.HasPrefix(name, tablePrefix) {
-			names = append(names, name)
-		}
-	}
-	if len(names) == 0 {
+	left := tablesIn(out)
+	if len(left) == 0 {
 		return nil, nil
 	}
 	var alive scenarios.PortSet
@@ -145,10 +141,25 @@ func staleTables() ([]string, error) {
 		}
 		alive = append(alive, ports...)
 	}
-	return slices.DeleteFunc(names, func(name string) bool {
-		port, err := strconv.ParseUint(name[len(tablePrefix):], 10, 16)
-		return err != nil || alive.Contains(uint16(port))
-	}), nil
+	var names []string
+	for _, port := range left {
+		if !alive.Contains(port) {
+			names = append(names, tableName(port))
+		}
+	}
+	return names, nil
+}
+
+// tablesIn finds in nft's list of tables those named after a port of ours.
+func tablesIn(list string) (ports []uint16) {
+	for line := range strings.Lines(list) {
+		name, _ := strings.CutPrefix(strings.TrimSpace(line), "table inet ")
+		text, _ := strings.CutPrefix(name, tablePrefix)
+		if port, err := strconv.ParseUint(text, 10, 16); err == nil && tableName(uint16(port)) == name {
+			ports = append(ports, uint16(port))
+		}
+	}
+	return ports
 }
 
 // nft runs the nft program with input. The program needs CAP_NET_ADMIN as this

@@ -159,7 +159,7 @@ func parseSYN(b []byte) (SYN, bool) {
 	var s SYN
 	var src, dst netip.Addr
 	switch {
-	case len(b) >= 40 && b[0]>>4 == 4:
+	case len(b) >= 40 && b[0]>>4 == 4 && b[0]&0xf >= 5:
 		s.TOS, s.TTL = b[1], b[8]
 		src, dst = netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
 		b = b[min(len(b), int(b[0]&0xf)*4):]
