@@ -275,6 +275,7 @@ type Result struct {
 	Down   int64         // bytes of the data phase received and unaltered
 	Sent   int           // over UDP: requests sent
 	Heard  int           // over UDP: of which so many were answered and verified
+	Strays int           // over UDP: datagrams that answer none of them, which anybody can send who guesses the port
 	RTT    time.Duration // from the token's sending to its answer
 	TLS    *wire.TLSSeen
 	Said   *wire.Said    // the dialogue, where there is one in text
