@@ -38,6 +38,7 @@ type ftpFar struct {
 	carried bool           // all that the token asked for
 	late    bool           // said after the silence
 	trouble error          // of the last transfer
+	until   time.Time      // no command is heard after it
 	tls     *tls.Conn      // around the control connection, since AUTH TLS
 	sized   bool           // by PBSZ, which comes before PROT
 	private bool           // PROT P: TLS on data connections as well
@@ -47,7 +48,7 @@ type ftpFar struct {
 func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	c, stop := bind(ctx, c)
 	defer stop()
-	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now())}
+	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()), until: time.Now().Add(unprovenTime)}
 	f.e.Stage, f.e.Said = StageBanner, f.said
 	defer f.forget()
 	defer f.closeTLS()
@@ -81,7 +82,7 @@ func (f *ftpFar) next() error {
 	if f.carried && f.m.Idle > 0 && !f.late {
 		return f.silence()
 	}
-	line, err := f.hear()
+	line, err := f.hearBy(sooner(time.Now().Add(f.stall), f.until))
 	if err != nil {
 		return err
 	}
@@ -128,6 +129,7 @@ func (f *ftpFar) login(name string) error {
 		return err
 	}
 	f.m, f.keys, f.stall = replyTo(m, f.RemoteAddr(), f.far.Now()), keys, ftpPatience
+	f.until = overallBound(m.Bytes, m.Idle, strangersTime)
 	f.e.Answered, f.e.Stage = true, StageData
 	return f.say("230 logged in, %s", AnswerToken(m, keys, f.RemoteAddr(), f.far))
 }

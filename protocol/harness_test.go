@@ -55,17 +55,27 @@ func (f *testFar) Inner(ctx context.Context, c net.Conn) []wire.Event {
 	return f.claimed(ctx, c, true)
 }
 
-// claimed serves what the first bytes ask for.
+// claimed serves what the first bytes ask for, as the reflector does.
 func (f *testFar) claimed(ctx context.Context, c net.Conn, inTLS bool) []wire.Event {
 	s := &sniffed{Conn: c, r: bufio.NewReader(c)}
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	p := Claim(s.peek, inTLS)
-	stop()
-	if p == nil {
-		e := Arrived(c, farClock)
-		e.Fault = FaultForeign
-		return []wire.Event{e}
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	c.SetReadDeadline(time.Now().Add(farStall))
+	if ctx.Err() != nil {
+		c.SetReadDeadline(time.Unix(1, 0))
 	}
+	_, err := s.r.Peek(4)
+	p := Claim(s.peek, inTLS)
+	if err == nil && p == nil {
+		err = ErrForeign
+	}
+	if err != nil {
+		e := Arrived(c, farClock)
+		if err == ErrForeign {
+			e.Stage = StageToken
+		}
+		return failed(e, err)
+	}
+	c.SetReadDeadline(time.Time{})
 	return p.TCP.Serve(ctx, s, f)
 }
 

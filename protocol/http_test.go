@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -184,40 +183,6 @@ func TestNoDeadlineOutlivesTheContextOfHTTP(t *testing.T) {
 	if _, err := h.Write(make([]byte, 1<<20)); faultOf(err) != FaultTimeout {
 		t.Errorf("write: %v", err)
 	}
-}
-
-// A peer that sends a byte a second gains nothing at either end.
-func TestHTTPByteByByteIsBoundedByTheDeadline(t *testing.T) {
-	f := newFar()
-	x := f.exchange()
-	inBubble(t, func(t *testing.T, near, far net.Conn) {
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		defer near.Close()
-		wg.Go(func() { trickle(near, []byte(bearer("GET /", x.Token(), ""))) })
-		wg.Go(func() { io.Copy(io.Discard, near) })
-		began := time.Now()
-		events := serveHTTP(t.Context(), far, f)
-		if len(events) != 1 || events[0].Stage != StageToken || events[0].Fault != FaultTimeout || time.Since(began) != farStall {
-			t.Errorf("far end: %+v after %v", events, time.Since(began))
-		}
-		far.Close()
-	})
-	inBubble(t, func(t *testing.T, near, far net.Conn) {
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		defer far.Close()
-		wg.Go(func() {
-			http.ReadRequest(bufio.NewReader(far))
-			trickle(far, []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
-		})
-		x.Stall = 5500 * time.Millisecond
-		got := probeHTTP(t.Context(), near, x)
-		if got.Stage != StageToken || got.Fault != FaultTimeout || got.Took != x.Stall || len(got.Sample) != 5 {
-			t.Errorf("near end: %+v", got)
-		}
-		near.Close()
-	})
 }
 
 func TestSilenceOverHTTPIsKeptAndItsLossTold(t *testing.T) {

@@ -28,6 +28,7 @@ var secureHTTP = &Protocol{
 	Bulk:     true,
 	Secure:   true,
 	Claims:   func(peek Peek, inTLS bool) bool { return inTLS && kindOfHTTP(peek) > 0 },
+	Patience: httpTime,
 	TCP:      &Ends{Probe: probeHTTPS, Serve: serveHTTP},
 }
 

@@ -22,6 +22,7 @@ const (
 	maxRequests  = 64 // then it is closed
 	maxExchanges = 8  // tokens told apart: a proxy may send several probes over one connection
 	httpQuiet    = 2 * time.Minute
+	httpTime     = maxRequests * httpQuiet
 	bodyTime     = 30 * time.Second // for the whole body of who proved nothing
 )
 
@@ -44,8 +45,10 @@ func serveHTTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    log.New(io.Discard, "", 0),
 	}
+	defer time.AfterFunc(farStall, s.unasked).Stop()
 	server.Serve(&oneConn{conn: h})
 	s.end()
+	h.settle()
 	return s.events()
 }
 
@@ -87,6 +90,7 @@ type httpServer struct {
 	requests  int
 	control   bool // some were control calls
 	exchanges []*httpExchange
+	unread    error // what kept the token in a body from being read
 }
 
 // An httpExchange is what one token asks for.
@@ -98,6 +102,16 @@ type httpExchange struct {
 	event wire.Event
 
 	inside *wire.Said // a tunnel
+}
+
+// unasked ends a connection on which no request was made in time. In HTTP/2
+// there is none although there is a beginning.
+func (s *httpServer) unasked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.requests == 0 {
+		s.conn.giveUp()
+	}
 }
 
 // end waits for all requests after the connection was closed.
@@ -206,6 +220,9 @@ func (s *httpServer) framed(a *answer, path string) {
 	http.NewResponseController(a.ResponseWriter).SetReadDeadline(time.Now().Add(farStall))
 	p, err := readFrame(a.r.Body)
 	if err != nil {
+		s.mu.Lock()
+		s.unread = err
+		s.mu.Unlock()
 		a.stranger()
 		return
 	}
@@ -338,6 +355,7 @@ func (s *httpServer) serveData(a *answer, x *httpExchange) error {
 	if !slices.Contains([]int64{-1, int64(m.Bytes) + int64(len(a.front))}, a.r.ContentLength) {
 		return fmt.Errorf("a body of %d bytes: %w", a.r.ContentLength, errAltered)
 	}
+	rc.SetWriteDeadline(atLatest(m.Bytes, 2*farStall)) // HTTP/2 would break off a longer request
 	body := pacedReader{Reader: a.r.Body, deadline: rc.SetReadDeadline}
 	n, err := checkStream(body, x.keys.NewStream(wire.Request, m.Probe, m.Attempt), m.Bytes, farStall)
 	s.moved(x, n, 0)
@@ -409,19 +427,15 @@ func (s *httpServer) serveLate(a *answer, x *httpExchange) error {
 func (s *httpServer) events() []wire.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in, met := s.conn.met()
 	said := s.conn.record()
 	if len(s.exchanges) == 0 {
-		return s.strange(in, met, said)
+		return s.strange(said)
 	}
 	var list []wire.Event
 	for _, x := range s.exchanges {
 		e := x.event
 		if e.Stage != StageDone && e.Fault == "" {
-			e.Fault = FaultEOF // it was closed before all was asked for
-			if fault := faultOf(met); fault != "" {
-				e.Fault = fault
-			}
+			e.Fault = faultOf(s.conn.end()) // before all was asked for
 		}
 		if e.Stage != StageDone && s.ctx.Err() != nil {
 			e.Fault = FaultTimeout // this end is told to stop
@@ -435,17 +449,22 @@ func (s *httpServer) events() []wire.Event {
 }
 
 // strange is the event of a connection without any token.
-func (s *httpServer) strange(in int64, met error, said *wire.Said) []wire.Event {
+func (s *httpServer) strange(said *wire.Said) []wire.Event {
 	if s.control {
 		return nil
 	}
+	in, _ := s.conn.met()
 	e := s.arrived
 	e.Stage, e.Fault, e.BytesIn = StageToken, FaultForeign, in
 	e.Said = &wire.Said{Sent: firstHead(said.Sent), Heard: firstHead(said.Heard)}
+	if s.unread != nil {
+		e.Fault = faultOf(s.conn.cause(s.unread))
+	}
 	if s.requests == 0 {
 		e.Digest = digest(s.conn.first())
-		if whole := len(said.Heard) > 0; met != nil && !whole && !errors.Is(met, errLongHead) {
-			e.Fault = faultOf(met)
+		whole := len(said.Heard) > 0 && !s.conn.isHTTP2()
+		if end := s.conn.end(); !whole && !errors.Is(end, errLongHead) {
+			e.Fault = faultOf(end)
 		}
 	}
 	return []wire.Event{e}

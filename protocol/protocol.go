@@ -58,6 +58,11 @@ type Protocol struct {
 	Greets bool
 	Inside bool // Greets inside TLS: TCP.Serve gets what is spoken inside
 
+	// Patience is how long the far end bears with a peer in all, beside what its
+	// exchange asks for, where that is longer than unprovenTime: with other
+	// people's programs, which look around before they leave.
+	Patience time.Duration
+
 	// Needs tells what a variant cannot do without; nil is nothing.
 	Needs func(variant string) Need
 

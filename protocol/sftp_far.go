@@ -44,7 +44,7 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	if err != nil {
 		return failed(f.e, err)
 	}
-	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle))
+	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle, strangersTime))
 	var wg sync.WaitGroup
 	wg.Go(func() { f.asked(reqs) })
 	n := 0
@@ -174,7 +174,7 @@ func (f *sftpFar) idle() {
 	f.mu.Lock()
 	f.e.Stage = StageIdle
 	f.mu.Unlock()
-	f.conn.pace(f.m.Idle+farStall, overallBound(0, f.m.Idle))
+	f.conn.pace(f.m.Idle+farStall, overallBound(0, f.m.Idle, strangersTime))
 	gone := make(chan struct{})
 	f.idles.Go(func() { f.ssh.Wait(); close(gone) })
 	select {
@@ -184,7 +184,7 @@ func (f *sftpFar) idle() {
 	}
 	late := f.m
 	late.Kind = wire.Late
-	f.conn.pace(farStall, overallBound(0, 0))
+	f.conn.pace(farStall, overallBound(0, 0, strangersTime))
 	if ok, _, err := f.ssh.SendRequest(sshLate, true, late.Append(nil, f.keys)); err == nil && !ok {
 		f.fail(ErrForeign)
 	}

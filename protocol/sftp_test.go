@@ -317,34 +317,6 @@ func interceptSSH(t *testing.T, near, far net.Conn) {
 	}
 }
 
-func TestTricklesOfSSHAreBounded(t *testing.T) {
-	hello := []byte("SSH-2.0-" + strings.Repeat("A", 500))
-	synctest.Test(t, func(t *testing.T) {
-		near, far := remembered(ftpNearAddr, ftpFarAddr)
-		go trickle(near, hello)
-		began := time.Now()
-		events := serveSFTP(t.Context(), far, newFar())
-		if len(events) != 1 || events[0].Stage != StageBanner || events[0].Fault != FaultTimeout || time.Since(began) != farStall {
-			t.Errorf("%+v after %v", events, time.Since(began))
-		}
-		far.Close()
-		near.Close()
-		time.Sleep(2 * time.Second)
-	})
-	synctest.Test(t, func(t *testing.T) {
-		near, far := remembered(ftpNearAddr, ftpFarAddr)
-		go trickle(far, hello)
-		x := newFar().exchange()
-		x.Stall = 5500 * time.Millisecond
-		if got := probeSFTP(t.Context(), near, x); got.Stage != StageBanner || got.Fault != FaultTimeout || got.Took != x.Stall {
-			t.Errorf("%+v", got)
-		}
-		near.Close()
-		far.Close()
-		time.Sleep(2 * time.Second)
-	})
-}
-
 func TestSilenceOfSSHIsKeptForAsLongAsAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := remembered(ftpNearAddr, ftpFarAddr)
