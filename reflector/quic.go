@@ -52,6 +52,8 @@ type quicPort struct {
 	in   chan quicDatagram
 	wake chan struct{}
 
+	withheld atomic.Int64 // packets that the library would have sent, for want of credit
+
 	mu     sync.Mutex
 	total  int
 	source map[netip.Addr]int     // connections of each source
@@ -341,6 +343,7 @@ func (c quicConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	proven := c.addr[peer.remote.Addr()] > 0
 	c.mu.Unlock()
 	if !proven && peer.credit.Add(-int64(len(b))) < 0 {
+		c.withheld.Add(1)
 		return len(b), nil
 	}
 	return len(b), c.send(b, peer.local, peer.remote)
