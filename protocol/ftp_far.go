@@ -39,9 +39,10 @@ type ftpFar struct {
 	late    bool           // said after the silence
 	trouble error          // of the last transfer
 	until   time.Time      // no command is heard after it
-	tls     *tls.Conn      // around the control connection, since AUTH TLS
-	sized   bool           // by PBSZ, which comes before PROT
-	private bool           // PROT P: TLS on data connections as well
+	panics  panics
+	tls     *tls.Conn // around the control connection, since AUTH TLS
+	sized   bool      // by PBSZ, which comes before PROT
+	private bool      // PROT P: TLS on data connections as well
 }
 
 // serveFTP is the far end. It returns one event.
@@ -315,7 +316,10 @@ func (f *ftpFar) watch(abort func()) (stop func() error) {
 	f.SetReadDeadline(time.Time{})
 	ended := make(chan error, 1)
 	go func() {
-		_, err := f.r.Peek(1)
+		err := error(net.ErrClosed)
+		defer func() { ended <- err }()
+		defer f.panics.keep(abort)
+		_, err = f.r.Peek(1)
 		if err == nil {
 			b, _ := f.r.Peek(f.r.Buffered())
 			if bytes.Contains(bytes.ToUpper(b), []byte("ABOR")) {
@@ -324,11 +328,11 @@ func (f *ftpFar) watch(abort func()) (stop func() error) {
 		} else if faultOf(err) != FaultTimeout {
 			abort()
 		}
-		ended <- err
 	}()
 	return func() error {
 		f.SetReadDeadline(time.Unix(1, 0))
 		err := <-ended
+		f.panics.again()
 		if faultOf(err) == FaultTimeout && f.ctx.Err() == nil {
 			return nil
 		}

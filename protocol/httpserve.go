@@ -49,6 +49,7 @@ func serveHTTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	server.Serve(&oneConn{conn: h})
 	s.end()
 	h.settle()
+	s.panics.again()
 	return s.events()
 }
 
@@ -90,6 +91,7 @@ type httpServer struct {
 	requests  int
 	control   bool // some were control calls
 	exchanges []*httpExchange
+	panics    panics
 	unread    error // what kept the token in a body from being read
 }
 
@@ -143,6 +145,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
+	defer s.panics.keep(func() { s.conn.Close() })
 	a := &answer{ResponseWriter: w, r: r, s: s}
 	if r.ProtoMajor == 2 {
 		s.conn.note((*wire.Said).Hear, requestLine(r), fieldsOf(r.Header, 0))

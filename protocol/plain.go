@@ -180,10 +180,13 @@ func (h half) other() wire.Kind {
 // end's says so of what was sent. stall bounds each pause, atLatest all of it.
 func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) (up, down int64, err error) {
 	sent := make(chan error, 1)
+	var held panics
+	defer held.again()
 	go func() {
-		var err error
+		err := error(net.ErrClosed)
+		defer func() { sent <- err }()
+		defer held.keep(func() { c.SetDeadline(past) })
 		up, err = sendStream(c, h.keys.NewStream(h.kind, h.probe, h.attempt), n, stall)
-		sent <- err
 	}()
 	down, err = checkStream(c, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
 	if err != nil {

@@ -32,6 +32,8 @@ type sftpFar struct {
 	open  int   // files
 	fault error // of a file
 	idles sync.WaitGroup
+
+	panics panics
 }
 
 // serveSFTP is the far end. It returns one event.
@@ -46,7 +48,7 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	}
 	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle, strangersTime))
 	var wg sync.WaitGroup
-	wg.Go(func() { f.asked(reqs) })
+	wg.Go(func() { defer f.panics.keep(f.end); f.asked(reqs) })
 	n := 0
 	for nc := range chans { // until the connection ends
 		if n++; nc.ChannelType() != "session" || n > maxChannels {
@@ -57,14 +59,18 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		if err != nil {
 			continue
 		}
-		wg.Go(func() { f.session(ch, asks) })
+		wg.Go(func() { defer f.panics.keep(f.end); f.session(ch, asks) })
 	}
 	err = f.ssh.Wait()
 	f.ssh.Close()
 	wg.Wait()
 	f.idles.Wait()
+	f.panics.again()
 	return f.conclude(err)
 }
+
+// end ends the connection as it is.
+func (f *sftpFar) end() { f.conn.Close() }
 
 // conclude is the event of a connection that has ended.
 func (f *sftpFar) conclude(err error) []wire.Event {
@@ -150,7 +156,7 @@ func (f *sftpFar) asked(reqs <-chan *ssh.Request) {
 			ok = f.done()
 		case q.Type == sshIdle && !idled && f.m.Idle > 0:
 			idled = true
-			f.idles.Go(f.idle)
+			f.idles.Go(func() { defer f.panics.keep(f.end); f.idle() })
 			continue
 		}
 		if q.WantReply {
@@ -215,6 +221,7 @@ func (f *sftpFar) session(ch ssh.Channel, asks <-chan *ssh.Request) {
 		}
 		started = true
 		wg.Go(func() {
+			defer f.panics.keep(f.end)
 			files := &sftpFiles{far: f}
 			s := pkgsftp.NewRequestServer(ch, pkgsftp.Handlers{FileGet: files, FilePut: files, FileCmd: files, FileList: files})
 			status := byte(0)

@@ -73,6 +73,7 @@ type messageConn struct {
 	read      net.Conn
 	ended     chan error // of who reads messages
 	err       error
+	panics    panics // of theirs
 }
 
 // overMessages makes a WebSocket a connection of bytes; masked tells that what
@@ -83,9 +84,10 @@ func overMessages(ws *websocket.Conn, h *httpConn, masked bool) *messageConn {
 	read, write := net.Pipe()
 	c := &messageConn{httpConn: h, ws: ws, read: read, ended: make(chan error, 1)}
 	go func() {
-		err := receive(ws, write, masked)
-		c.ended <- err
-		write.Close()
+		err := error(net.ErrClosed)
+		defer func() { c.ended <- err; write.Close() }()
+		defer c.panics.keep(func() {})
+		err = receive(ws, write, masked)
 	}()
 	return c
 }
@@ -94,8 +96,7 @@ func overMessages(ws *websocket.Conn, h *httpConn, masked bool) *messageConn {
 const maxMessage = 64 << 10
 
 // receive hands on what binary messages hold.
-func receive(ws *websocket.Conn, to io.Writer, masked bool) (err error) {
-	defer contained(&err)
+func receive(ws *websocket.Conn, to io.Writer, masked bool) error {
 	buf := make([]byte, chunk)
 	for {
 		kind, r, err := ws.Reader(context.Background()) // the connection's end ends it
@@ -134,6 +135,7 @@ func (c *messageConn) Read(b []byte) (int, error) {
 	if err == io.EOF {
 		if c.err == nil {
 			c.err = c.cause(<-c.ended)
+			c.panics.again()
 		}
 		err = c.err
 	}

@@ -32,7 +32,8 @@ type siege struct {
 	answers chan netip.AddrPort    // to whom something was sent; only the last ones are kept
 }
 
-func newSiege(t *testing.T) *siege {
+// newSiege begins one; change is done to its bench before.
+func newSiege(t *testing.T, change ...func(*bench)) *siege {
 	front, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback, 0)))
 	if err != nil {
 		t.Fatal(err)
@@ -51,6 +52,9 @@ func newSiege(t *testing.T) *siege {
 		default:
 		}
 		return nil
+	}
+	for _, c := range change {
+		c(s.bench)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	s.ctx = ctx
