@@ -360,3 +360,51 @@ func FuzzDNSFrames(f *testing.F) {
 		}
 	})
 }
+
+// The far end is no resolver and no amplifier: it answers the names of tokens
+// and, over TCP, every A with the same address; it never asks anybody.
+func TestDNSResolvesNothingForStrangers(t *testing.T) {
+	f := newFar()
+	for _, class := range []uint16{dns.ClassINET, dns.ClassCHAOS, dns.ClassANY} {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeANY, dns.TypeTXT, dns.TypeMX, dns.TypeNS, dns.TypeDNSKEY, dns.TypeAXFR, dns.TypeIXFR} {
+			for _, name := range []string{".", "www.example.", "version.bind.", dnsZone} {
+				q := new(dns.Msg).SetQuestion(name, qtype)
+				q.Question[0].Qclass = class
+				q.SetEdns0(65535, true)
+				p, err := q.Pack()
+				if err != nil {
+					t.Fatal(err)
+				}
+				over := map[string][]byte{}
+				over["udp"], _ = answerDNS(p, dnsFrom, dnsFrom, f)
+				c := &bufferConn{}
+				var e wire.Event
+				e.Said = &wire.Said{}
+				if _, _, err := serveQuery(addressed{c}, p, f, &e); err == nil {
+					over["tcp"] = c.Next(1 << 16)[2:]
+				}
+				for transport, b := range over {
+					var a dns.Msg
+					if err := a.Unpack(b); err != nil {
+						t.Fatal(err)
+					}
+					fixed := transport == "tcp" && qtype == dns.TypeA && len(a.Answer) == 1 && a.Answer[0].(*dns.A).A.Equal(net.IPv4(192, 0, 2, 53))
+					if a.RecursionAvailable || a.Authoritative || len(a.Ns) > 0 || len(a.Extra) > 0 || !fixed && (a.Rcode != dns.RcodeRefused || len(a.Answer) > 0) || transport == "udp" && len(b) > len(p) {
+						t.Errorf("%s: %s is answered by %v", transport, q.Question[0].String(), &a)
+					}
+				}
+				if len(over) != 2 {
+					t.Errorf("%s: answered over %d transports", q.Question[0].String(), len(over))
+				}
+			}
+		}
+	}
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
+}
+
+// An addressed connection has the addresses of loopback.
+type addressed struct{ net.Conn }
+
+func (addressed) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000} }

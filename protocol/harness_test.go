@@ -36,6 +36,8 @@ type testFar struct {
 	cert  *tls.Certificate
 	inner *Protocol  // what greets inside TLS
 	mem   *memoryNet // of further connections; nil is loopback
+
+	further atomic.Int32 // connections that it was asked to make or wait for
 }
 
 func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
@@ -103,6 +105,7 @@ func (s *sniffed) peek(n int) []byte { b, _ := s.r.Peek(n); return b }
 
 // Listen and Dial are for further connections, over loopback or in memory.
 func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
+	f.further.Add(1)
 	if f.mem != nil {
 		return f.mem.listen(at)
 	}
@@ -110,6 +113,7 @@ func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
 }
 
 func (f *testFar) Dial(ctx context.Context, _ wire.Message, from, to netip.AddrPort) (net.Conn, error) {
+	f.further.Add(1)
 	if f.mem != nil {
 		return f.mem.dial(ctx, from, to)
 	}

@@ -1,6 +1,7 @@
 package reflector
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/http"
@@ -59,7 +60,7 @@ func TestPanicInAHandlerOfHTTPEndsItsConnectionAndIsTold(t *testing.T) {
 		protocols := &http.Protocols{}
 		protocols.SetHTTP1(!http2)
 		protocols.SetUnencryptedHTTP2(http2)
-		tr := &http.Transport{Protocols: protocols, Dial: func(string, string) (net.Conn, error) { return nearEnd, nil }}
+		tr := &http.Transport{Protocols: protocols, DialContext: func(context.Context, string, string) (net.Conn, error) { return nearEnd, nil }}
 		k := wire.Derive(testKey, testID, wire.Nonce{})
 		x := protocol.Exchange{Keys: &k, Offline: true, Probe: 1, Now: b.clock.now}
 		q, err := http.NewRequest("GET", "http://a.example/", nil)
