@@ -387,12 +387,22 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 		return Unmeasured, "this machine could not send: " + cmp.Or(o.Detail, o.Fault)
 	}
 	if !e.ledger {
-		return Silent, "nothing came back, and the reflector's ledger could not be had"
+		return Silent, "nothing came back, and the reflector's ledger could not be had" + o.strayed()
 	}
 	if s := e.alteredThere(o.Probe); s != nil && e.seen+len(e.events) == 0 {
 		return Altered, fmt.Sprintf("the request arrived changed (%d bytes, digest %.12s)", s.Length, s.Digest)
 	}
-	return e.judgeSilence()
+	v, why := e.judgeSilence()
+	return v, why + o.strayed()
+}
+
+// strayed tells of datagrams that answer nothing. They decide nothing: whoever
+// guesses a port can send them.
+func (o *Observation) strayed() string {
+	if o.Strays == 0 {
+		return ""
+	}
+	return fmt.Sprintf("; %d datagrams that answer none of the requests came", o.Strays)
 }
 
 // judgeInvalid: something came back that does not verify.

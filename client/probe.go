@@ -333,7 +333,7 @@ func (o *Observation) stream(res protocol.Result) {
 		o.Detail = res.Err.Error()
 	}
 	if res.Sent > 0 {
-		o.Sent, o.Answered = res.Sent, res.Heard
+		o.Sent, o.Answered, o.Strays = res.Sent, res.Heard, res.Strays
 	}
 	if res.Fault == "" {
 		o.Answered, o.Seconds, o.Detail = max(o.Answered, 1), 0, res.Detail // of all that were begun, one carries the exchange

@@ -154,6 +154,7 @@ type Observation struct {
 	Sent     int               `json:"sent"`
 	Answered int               `json:"answered"`
 	Invalid  int               `json:"invalid,omitempty"` // answers that did not verify
+	Strays   int               `json:"strays,omitempty"`  // datagrams that answer none of what was sent: anybody may have sent them
 	Stage    string            `json:"stage,omitempty"`   // last stage begun, of package protocol
 	Fault    string            `json:"fault,omitempty"`   // what ended it: of package protocol, "icmp", "unroutable" or an errno's text
 	ICMP     *ICMP             `json:"icmp,omitempty"`

@@ -18,9 +18,10 @@ import (
 // throughProxy asks the far end as if it were the site's proxy (GT-4): for a
 // tunnel that leads to the far end itself and to nowhere else.
 var throughProxy = &Protocol{
-	Doc:    "CONNECT (RFC 9110 section 9.3.6) for the path's name, port 443, then TLS and data in the tunnel; the token is in Proxy-Authorization, its answer in Proxy-Authentication-Info",
-	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindConnect },
-	TCP:    &Ends{Probe: probeConnect, Serve: serveHTTP},
+	Doc:      "CONNECT (RFC 9110 section 9.3.6) for the path's name, port 443, then TLS and data in the tunnel; the token is in Proxy-Authorization, its answer in Proxy-Authentication-Info",
+	Claims:   func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindConnect },
+	Patience: httpTime,
+	TCP:      &Ends{Probe: probeConnect, Serve: serveHTTP},
 }
 
 // proxyAnswer is the far end's answer in a proxy's stead (RFC 7615).
@@ -152,7 +153,7 @@ func (s *httpServer) serveSocket(a *answer, x *httpExchange) error {
 		return foreign("a request for a WebSocket", a.r.Method)
 	}
 	s.reached(x, StageToken)
-	c := overMessages(ws, s.conn)
+	c := overMessages(ws, s.conn, true)
 	defer c.Close()
 	e := x.event
 	serveCarry(c, x.keys, x.reply, &e)

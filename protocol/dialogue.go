@@ -79,8 +79,10 @@ func (d *dialogue) sayWith(end string, within time.Duration, lines ...string) er
 
 // hear reads one line, without its end. What came of an unfinished line is
 // recorded as well.
-func (d *dialogue) hear() (string, error) {
-	d.SetReadDeadline(time.Now().Add(d.stall))
+func (d *dialogue) hear() (string, error) { return d.hearBy(time.Now().Add(d.stall)) }
+
+func (d *dialogue) hearBy(at time.Time) (string, error) {
+	d.SetReadDeadline(at)
 	b, err := d.r.ReadSlice('\n')
 	if errors.Is(err, bufio.ErrBufferFull) {
 		err = errLongLine

@@ -304,7 +304,6 @@ type dnsAsker struct {
 	asked   map[uint16]dnsAsked // by the query's id
 	until   time.Time
 	wrong   error // about an answer that is not the reflector's
-	other   bool  // something came that answers none of them
 	spacing time.Duration
 	began   time.Time
 }
@@ -361,8 +360,6 @@ func (a *dnsAsker) run(ctx context.Context) error {
 			continue
 		case err != nil && a.wrong != nil:
 			return a.wrong
-		case err != nil && a.other && faultOf(err) == FaultTimeout:
-			return fmt.Errorf("an answer to none of the queries: %w", ErrForeign)
 		case err != nil:
 			return err
 		}
@@ -393,15 +390,16 @@ func (a *dnsAsker) ask() error {
 // end, so after a wrong one its own may still come.
 func (a *dnsAsker) heard(b []byte) (done bool, err error) {
 	if len(b) < 2 {
+		a.r.Strays++
 		return false, nil
 	}
 	asked, ok := a.asked[binary.BigEndian.Uint16(b)]
-	if !ok {
-		a.other = true // to none of our queries: anybody may send that, and the far end's own may still come
-		return false, nil
-	}
 	x := a.Exchange
 	x.Attempt = asked.attempt
+	if !ok || !x.answers(asked.q, b) {
+		a.r.Strays++ // anybody may send that, and the far end's own may still come
+		return false, nil
+	}
 	line, err := x.checkDNS(asked.q, b, a.r)
 	switch {
 	case err == nil && a.wrong == nil:
@@ -415,6 +413,21 @@ func (a *dnsAsker) heard(b []byte) (done bool, err error) {
 		a.wrong, a.until = err, time.Now().Add(a.spacing)
 	}
 	return false, nil
+}
+
+// answers tells whether a datagram with a query's id is an answer to it: one to
+// its question (RFC 5452 section 9.1), or to another one with the token in it,
+// which nobody can forge. That it has the right source is the socket's part.
+func (x Exchange) answers(q *dns.Msg, b []byte) bool {
+	name, n, err := dns.UnpackDomainName(b, min(12, len(b)))
+	if err == nil && len(b) >= n+4 && b[2]&0x80 != 0 {
+		asked := q.Question[0]
+		if strings.EqualFold(name, asked.Name) && binary.BigEndian.Uint16(b[n:]) == asked.Qtype && binary.BigEndian.Uint16(b[n+2:]) == asked.Qclass {
+			return true
+		}
+	}
+	var a dns.Msg
+	return a.Unpack(b) == nil && x.CheckToken(dnsToken(&a), new(Result)) == nil
 }
 
 // queryType asks for an address of the family that is spoken.

@@ -170,10 +170,18 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 		b, _ := new(dns.Msg).SetRcode(&q, dns.RcodeNameError).Pack()
 		return b
 	}
+	guessed := func(answer []byte) []byte { answer[0] ^= 0x55; return answer }
+	toAnother := func(p []byte) []byte {
+		q := new(dns.Msg).SetQuestion("www.example.", dns.TypeA)
+		q.Id = binary.BigEndian.Uint16(p)
+		b, _ := new(dns.Msg).SetRcode(q, dns.RcodeNameError).Pack()
+		return b
+	}
 	type outcome struct {
 		Stage, Fault string
 		Sent, Heard  int
 		Heard1st     string
+		Strays       int
 	}
 	const whole = "answer A: A 192.0.2.99, TXT with the token, EDNS 1232 bytes (qr aa rd)"
 	for name, c := range map[string]struct {
@@ -183,18 +191,24 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 		"the reflector": {func(f *testFar, _ int, p []byte) [][]byte {
 			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
 			return [][]byte{b}
-		}, outcome{StageDone, "", 1, 1, whole}},
+		}, outcome{StageDone, "", 1, 1, whole, 0}},
 		"the reflector, the second time": {func(f *testFar, i int, p []byte) [][]byte {
 			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
 			return [][]byte{b}[:min(i, 1)]
-		}, outcome{StageDone, "", 2, 1, whole}},
-		"nobody":            {func(*testFar, int, []byte) [][]byte { return nil }, outcome{StageToken, FaultTimeout, 3, 0, ""}},
-		"answers to nobody": {func(*testFar, int, []byte) [][]byte { return [][]byte{{1}, []byte("hello there")} }, outcome{StageToken, FaultForeign, 3, 0, ""}},
-		"somebody else":     {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{forged(p)} }, outcome{StageToken, FaultForeign, 1, 0, "answer A NXDOMAIN (qr rd)"}},
+		}, outcome{StageDone, "", 2, 1, whole, 0}},
+		"nobody":                      {func(*testFar, int, []byte) [][]byte { return nil }, outcome{StageToken, FaultTimeout, 3, 0, "", 0}},
+		"answers to nobody":           {func(*testFar, int, []byte) [][]byte { return [][]byte{{1}, []byte("hello there")} }, outcome{StageToken, FaultTimeout, 3, 0, "", 6}},
+		"answers to another question": {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{toAnother(p)} }, outcome{StageToken, FaultTimeout, 3, 0, "", 3}},
+		"an answer with another id":   {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{guessed(forged(p))} }, outcome{StageToken, FaultTimeout, 3, 0, "", 3}},
+		"strays before the reflector": {func(f *testFar, _ int, p []byte) [][]byte {
+			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
+			return [][]byte{{}, guessed(forged(p)), toAnother(p), p, b}
+		}, outcome{StageDone, "", 1, 1, whole, 4}},
+		"somebody else": {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{forged(p)} }, outcome{StageToken, FaultForeign, 1, 0, "answer A NXDOMAIN (qr rd)", 0}},
 		"somebody else was first": {func(f *testFar, _ int, p []byte) [][]byte {
 			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
 			return [][]byte{forged(p), b}
-		}, outcome{StageToken, FaultForeign, 1, 0, "answer A NXDOMAIN (qr rd)"}},
+		}, outcome{StageToken, FaultForeign, 1, 0, "answer A NXDOMAIN (qr rd)", 0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFar()
@@ -203,7 +217,7 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 			x := f.exchange()
 			x.Stall = 800 * time.Millisecond
 			r := probeDNS(t.Context(), near, x)
-			got := outcome{r.Stage, r.Fault, r.Sent, r.Heard, strings.Join(r.Said.Heard, ";")}
+			got := outcome{r.Stage, r.Fault, r.Sent, r.Heard, strings.Join(r.Said.Heard, ";"), r.Strays}
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s%v", diff, r.Err)
 			}
@@ -211,6 +225,30 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 				t.Errorf("%v", r.Err)
 			}
 		})
+	}
+}
+
+// An answer from elsewhere does not count even if it has the id and the question.
+func TestDNSAnswersFromElsewhereAreNotHeard(t *testing.T) {
+	f := newFar()
+	near, far := udpPair(t)
+	other, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	serveUDP(t, far, func(_ int, p []byte) [][]byte {
+		var q dns.Msg
+		if err := q.Unpack(p); err != nil {
+			t.Error(err)
+		}
+		b, _ := new(dns.Msg).SetRcode(&q, dns.RcodeNameError).Pack()
+		other.WriteToUDPAddrPort(b, near.LocalAddr().(*net.UDPAddr).AddrPort())
+		b, _ = answerDNS(p, dnsFrom, dnsFrom, f)
+		return [][]byte{b}
+	})
+	if r := probeDNS(t.Context(), near, f.exchange()); r.Stage != StageDone || len(r.Said.Heard) != 1 {
+		t.Errorf("%+v", r)
 	}
 }
 
@@ -322,3 +360,50 @@ func FuzzDNSFrames(f *testing.F) {
 		}
 	})
 }
+
+// The far end is no resolver and no amplifier: it answers the names of tokens
+// and, over TCP, every A with the same address; it never asks anybody.
+func TestDNSResolvesNothingForStrangers(t *testing.T) {
+	f := newFar()
+	for _, class := range []uint16{dns.ClassINET, dns.ClassCHAOS, dns.ClassANY} {
+		for _, qtype := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeANY, dns.TypeTXT, dns.TypeMX, dns.TypeNS, dns.TypeDNSKEY, dns.TypeAXFR, dns.TypeIXFR} {
+			for _, name := range []string{".", "www.example.", "version.bind.", dnsZone} {
+				q := new(dns.Msg).SetQuestion(name, qtype)
+				q.Question[0].Qclass = class
+				q.SetEdns0(65535, true)
+				p, err := q.Pack()
+				if err != nil {
+					t.Fatal(err)
+				}
+				over := map[string][]byte{}
+				over["udp"], _ = answerDNS(p, dnsFrom, dnsFrom, f)
+				c := &bufferConn{}
+				var e wire.Event
+				if _, _, err := serveQuery(addressed{c}, p, f, new(wire.Transcript), &e); err == nil {
+					over["tcp"] = c.Next(1 << 16)[2:]
+				}
+				for transport, b := range over {
+					var a dns.Msg
+					if err := a.Unpack(b); err != nil {
+						t.Fatal(err)
+					}
+					fixed := transport == "tcp" && qtype == dns.TypeA && len(a.Answer) == 1 && a.Answer[0].(*dns.A).A.Equal(net.IPv4(192, 0, 2, 53))
+					if a.RecursionAvailable || a.Authoritative || len(a.Ns) > 0 || len(a.Extra) > 0 || !fixed && (a.Rcode != dns.RcodeRefused || len(a.Answer) > 0) || transport == "udp" && len(b) > len(p) {
+						t.Errorf("%s: %s is answered by %v", transport, q.Question[0].String(), &a)
+					}
+				}
+				if len(over) != 2 {
+					t.Errorf("%s: answered over %d transports", q.Question[0].String(), len(over))
+				}
+			}
+		}
+	}
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
+}
+
+// An addressed connection has the addresses of loopback.
+type addressed struct{ net.Conn }
+
+func (addressed) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 40000} }

@@ -3,7 +3,6 @@ package protocol
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"os"
@@ -47,12 +46,4 @@ func FaultOf(err error) string {
 		return FaultTimeout
 	}
 	return faultOf(err)
-}
-
-// contained is deferred in goroutines that read what a peer sends: a panic
-// there is a fault of that connection and not the end of the program.
-func contained(err *error) {
-	if v := recover(); v != nil {
-		*err = fmt.Errorf("panic: %v", v)
-	}
 }

@@ -30,6 +30,7 @@ var ftp = &Protocol{
 	Variants: []string{ftpPassive, ftpExtendedPassive, ftpActive, ftpExtendedActive},
 	Bulk:     true,
 	Greets:   true,
+	Patience: strangersTime,
 	Harmless: ftpHelped,
 	Needs: func(variant string) Need {
 		return Need{

@@ -38,16 +38,18 @@ type ftpFar struct {
 	carried bool           // all that the token asked for
 	late    bool           // said after the silence
 	trouble error          // of the last transfer
-	tls     *tls.Conn      // around the control connection, since AUTH TLS
-	sized   bool           // by PBSZ, which comes before PROT
-	private bool           // PROT P: TLS on data connections as well
+	until   time.Time      // no command is heard after it
+	panics  panics
+	tls     *tls.Conn // around the control connection, since AUTH TLS
+	sized   bool      // by PBSZ, which comes before PROT
+	private bool      // PROT P: TLS on data connections as well
 }
 
 // serveFTP is the far end. It returns one event.
 func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	c, stop := bind(ctx, c)
 	defer stop()
-	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now())}
+	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()), until: time.Now().Add(unprovenTime)}
 	f.e.Stage = StageBanner
 	far.Tell(f.said)
 	defer f.forget()
@@ -82,7 +84,7 @@ func (f *ftpFar) next() error {
 	if f.carried && f.m.Idle > 0 && !f.late {
 		return f.silence()
 	}
-	line, err := f.hear()
+	line, err := f.hearBy(sooner(time.Now().Add(f.stall), f.until))
 	if err != nil {
 		return err
 	}
@@ -129,6 +131,7 @@ func (f *ftpFar) login(name string) error {
 		return err
 	}
 	f.m, f.keys, f.stall = replyTo(m, f.RemoteAddr(), f.far.Now()), keys, ftpPatience
+	f.until = overallBound(m.Bytes, m.Idle, strangersTime)
 	f.e.Answered, f.e.Stage = true, StageData
 	return f.say("230 logged in, %s", AnswerToken(m, keys, f.RemoteAddr(), f.far))
 }
@@ -314,7 +317,10 @@ func (f *ftpFar) watch(abort func()) (stop func() error) {
 	f.SetReadDeadline(time.Time{})
 	ended := make(chan error, 1)
 	go func() {
-		_, err := f.r.Peek(1)
+		err := error(net.ErrClosed)
+		defer func() { ended <- err }()
+		defer f.panics.keep(abort)
+		_, err = f.r.Peek(1)
 		if err == nil {
 			b, _ := f.r.Peek(f.r.Buffered())
 			if bytes.Contains(bytes.ToUpper(b), []byte("ABOR")) {
@@ -323,11 +329,11 @@ func (f *ftpFar) watch(abort func()) (stop func() error) {
 		} else if faultOf(err) != FaultTimeout {
 			abort()
 		}
-		ended <- err
 	}()
 	return func() error {
 		f.SetReadDeadline(time.Unix(1, 0))
 		err := <-ended
+		f.panics.again()
 		if faultOf(err) == FaultTimeout && f.ctx.Err() == nil {
 			return nil
 		}

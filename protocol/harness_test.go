@@ -37,6 +37,8 @@ type testFar struct {
 	inner *Protocol                       // what greets inside TLS
 	mem   *memoryNet                      // of further connections; nil is loopback
 	told  atomic.Pointer[wire.Transcript] // the last of them; nil is none
+
+	further atomic.Int32 // connections that it was asked to make or wait for
 }
 
 func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) {
@@ -58,17 +60,27 @@ func (f *testFar) Inner(ctx context.Context, c net.Conn) []wire.Event {
 	return f.claimed(ctx, c, true)
 }
 
-// claimed serves what the first bytes ask for.
+// claimed serves what the first bytes ask for, as the reflector does.
 func (f *testFar) claimed(ctx context.Context, c net.Conn, inTLS bool) []wire.Event {
 	s := &sniffed{Conn: c, r: bufio.NewReader(c)}
-	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	p := Claim(s.peek, inTLS)
-	stop()
-	if p == nil {
-		e := Arrived(c, farClock)
-		e.Fault = FaultForeign
-		return []wire.Event{e}
+	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	c.SetReadDeadline(time.Now().Add(farStall))
+	if ctx.Err() != nil {
+		c.SetReadDeadline(time.Unix(1, 0))
 	}
+	_, err := s.r.Peek(4)
+	p := Claim(s.peek, inTLS)
+	if err == nil && p == nil {
+		err = ErrForeign
+	}
+	if err != nil {
+		e := Arrived(c, farClock)
+		if err == ErrForeign {
+			e.Stage = StageToken
+		}
+		return failed(e, err)
+	}
+	c.SetReadDeadline(time.Time{})
 	return p.TCP.Serve(ctx, s, f)
 }
 
@@ -96,6 +108,7 @@ func (s *sniffed) peek(n int) []byte { b, _ := s.r.Peek(n); return b }
 
 // Listen and Dial are for further connections, over loopback or in memory.
 func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
+	f.further.Add(1)
 	if f.mem != nil {
 		return f.mem.listen(at)
 	}
@@ -103,6 +116,7 @@ func (f *testFar) Listen(at netip.Addr) (net.Listener, error) {
 }
 
 func (f *testFar) Dial(ctx context.Context, _ wire.Message, from, to netip.AddrPort) (net.Conn, error) {
+	f.further.Add(1)
 	if f.mem != nil {
 		return f.mem.dial(ctx, from, to)
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -132,14 +133,17 @@ type httpConn struct {
 	closed chan struct{} // when Close was called
 	once   sync.Once
 	stop   sync.Once
-	ended  chan struct{} // when nothing more can be read
+	writes sync.WaitGroup // that are under way
+	ended  chan struct{}  // when nothing more can be read
 
 	mu     sync.Mutex
 	sent   heads
 	heard  heads
-	err    error  // of the last read
-	in     int64  // bytes read
-	sample []byte // first bytes read since the last forget
+	err    error         // of the last read
+	in     int64         // bytes read
+	last   time.Time     // when some were, or the beginning
+	quiet  time.Duration // how long none had come when this end closed
+	sample []byte        // first bytes read since the last forget
 }
 
 func newHTTPConn(ctx context.Context, c net.Conn) *httpConn {
@@ -148,7 +152,7 @@ func newHTTPConn(ctx context.Context, c net.Conn) *httpConn {
 
 // recorded is newHTTPConn with a record that is there already.
 func recorded(ctx context.Context, c net.Conn, said *wire.Transcript) *httpConn {
-	h := &httpConn{Conn: c, said: said, ctx: ctx, closed: make(chan struct{}), ended: make(chan struct{})}
+	h := &httpConn{Conn: c, said: said, ctx: ctx, closed: make(chan struct{}), ended: make(chan struct{}), last: time.Now()}
 	h.sent.keep, h.heard.keep = h.said.Say, h.said.Hear
 	return h
 }
@@ -161,7 +165,13 @@ func (h *httpConn) Read(b []byte) (int, error) {
 	if err != nil && faultOf(err) != FaultTimeout {
 		h.stop.Do(func() { close(h.ended) })
 	}
-	h.err = err
+	if n > 0 {
+		h.last = time.Now()
+	}
+	fresh := h.err == nil || faultOf(h.err) == FaultTimeout
+	if fresh && (!h.left() || faultOf(err) != FaultTimeout) { // or it is this end's own doing
+		h.err = err
+	}
 	h.sample = append(h.sample, b[:min(n, sampleSize-len(h.sample))]...)
 	h.heard.feed(b[:n])
 	h.sent.ended = h.sent.ended || h.heard.http2
@@ -173,11 +183,10 @@ func (h *httpConn) Read(b []byte) (int, error) {
 }
 
 func (h *httpConn) Write(b []byte) (int, error) {
-	select {
-	case <-h.closed:
+	if !h.writing() {
 		return 0, net.ErrClosed
-	default:
 	}
+	defer h.writes.Done()
 	h.mu.Lock()
 	h.sent.feed(b)
 	text := !h.heard.http2
@@ -193,8 +202,74 @@ func (h *httpConn) Write(b []byte) (int, error) {
 // far end after its event was kept, so that a near end which waits for that can
 // ask for the ledger.
 func (h *httpConn) Close() error {
-	h.once.Do(func() { close(h.closed) })
+	h.once.Do(func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.quiet = time.Since(h.last)
+		close(h.closed)
+	})
 	return h.Conn.SetReadDeadline(past)
+}
+
+// writing counts a write in, unless this end closed the connection.
+func (h *httpConn) writing() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.left() {
+		return false
+	}
+	h.writes.Add(1)
+	return true
+}
+
+// settle waits for the last writes after Close: HTTP/2 does not when it ends,
+// and a peer that takes nothing would hold them for good.
+func (h *httpConn) settle() {
+	h.Close()
+	h.SetWriteDeadline(time.Now().Add(time.Second))
+	h.writes.Wait()
+}
+
+// left tells whether this end closed the connection.
+func (h *httpConn) left() bool {
+	select {
+	case <-h.closed:
+		return true
+	default:
+		return false
+	}
+}
+
+// giveUp is Close on a peer that is too slow, whatever it says.
+func (h *httpConn) giveUp() {
+	h.mu.Lock()
+	h.last = h.last.Add(-farStall)
+	h.mu.Unlock()
+	h.Close()
+}
+
+// end is what ended the connection of a server: what its reads met or, where
+// that was nothing, the silence that it did not bear with any longer, or what it
+// could not read.
+func (h *httpConn) end() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.err != nil:
+		return h.err
+	case !h.left():
+		return io.EOF
+	case h.quiet >= farStall:
+		return os.ErrDeadlineExceeded
+	}
+	return ErrForeign
+}
+
+// isHTTP2 tells whether the other end began as HTTP/2.
+func (h *httpConn) isHTTP2() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.heard.http2
 }
 
 // leave waits for the far end to close the connection after all was done.

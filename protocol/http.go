@@ -54,10 +54,11 @@ const page = `<!DOCTYPE html>
 
 // plainHTTP is HTTP/1.1 without TLS.
 var plainHTTP = &Protocol{
-	Doc:    "HTTP/1.1: a page, a POST both ways; the token is in Authorization, its answer in Authentication-Info",
-	Bulk:   true,
-	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindPlain },
-	TCP:    &Ends{Probe: probeHTTP, Serve: serveHTTP},
+	Doc:      "HTTP/1.1: a page, a POST both ways; the token is in Authorization, its answer in Authentication-Info",
+	Bulk:     true,
+	Claims:   func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindPlain },
+	Patience: httpTime,
+	TCP:      &Ends{Probe: probeHTTP, Serve: serveHTTP},
 }
 
 // methods are how requests begin (RFC 9110 section 9, RFC 5789; "PRI" is HTTP/2

@@ -1,7 +1,6 @@
 package protocol
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"crypto/tls"
@@ -184,40 +183,6 @@ func TestNoDeadlineOutlivesTheContextOfHTTP(t *testing.T) {
 	if _, err := h.Write(make([]byte, 1<<20)); faultOf(err) != FaultTimeout {
 		t.Errorf("write: %v", err)
 	}
-}
-
-// A peer that sends a byte a second gains nothing at either end.
-func TestHTTPByteByByteIsBoundedByTheDeadline(t *testing.T) {
-	f := newFar()
-	x := f.exchange()
-	inBubble(t, func(t *testing.T, near, far net.Conn) {
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		defer near.Close()
-		wg.Go(func() { trickle(near, []byte(bearer("GET /", x.Token(), ""))) })
-		wg.Go(func() { io.Copy(io.Discard, near) })
-		began := time.Now()
-		events := serveHTTP(t.Context(), far, f)
-		if len(events) != 1 || events[0].Stage != StageToken || events[0].Fault != FaultTimeout || time.Since(began) != farStall {
-			t.Errorf("far end: %+v after %v", events, time.Since(began))
-		}
-		far.Close()
-	})
-	inBubble(t, func(t *testing.T, near, far net.Conn) {
-		var wg sync.WaitGroup
-		defer wg.Wait()
-		defer far.Close()
-		wg.Go(func() {
-			http.ReadRequest(bufio.NewReader(far))
-			trickle(far, []byte("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"))
-		})
-		x.Stall = 5500 * time.Millisecond
-		got := probeHTTP(t.Context(), near, x)
-		if got.Stage != StageToken || got.Fault != FaultTimeout || got.Took != x.Stall || len(got.Sample) != 5 {
-			t.Errorf("near end: %+v", got)
-		}
-		near.Close()
-	})
 }
 
 func TestSilenceOverHTTPIsKeptAndItsLossTold(t *testing.T) {
@@ -426,4 +391,38 @@ func answerTLS(c net.Conn, f *testFar, agreed string) {
 	tc.Handshake()
 	io.Copy(io.Discard, tc)
 	c.Close()
+}
+
+// Nobody is led on by the far end, with a token or without one: a tunnel ends
+// here, and a proxy's request gets the page.
+func TestHTTPLeadsNowhereElse(t *testing.T) {
+	f := newFar()
+	x := f.exchange()
+	x.Bytes = 0
+	for name, c := range map[string]struct{ ask, has string }{
+		"CONNECT without a token":      {"CONNECT www.example:443 HTTP/1.1\r\nHost: www.example:443\r\n\r\n", "HTTP/1.1 407 "},
+		"CONNECT with half of one":     {"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer " + x.Token()[:100] + "\r\n\r\n", "HTTP/1.1 407 "},
+		"CONNECT with a password":      {"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Basic YTpi\r\n\r\n", "HTTP/1.1 407 "},
+		"CONNECT in HTTP/1.0":          {"CONNECT 127.0.0.1:22 HTTP/1.0\r\n\r\n", "407 "},
+		"a whole URL":                  {"GET http://www.example/ HTTP/1.1\r\nHost: www.example\r\nConnection: close\r\n\r\n", page},
+		"a whole URL of another host":  {"GET http://169.254.169.254/latest/meta-data/ HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n\r\n", "HTTP/1.1 404 "},
+		"another scheme":               {"GET ftp://www.example/ HTTP/1.1\r\nHost: www.example\r\nConnection: close\r\n\r\n", page},
+		"TRACE":                        {"TRACE / HTTP/1.1\r\nHost: x\r\nX-Secret: s\r\n\r\n", "HTTP/1.1 405 "},
+		"CONNECT with a token, and no": {"CONNECT 127.0.0.1:22 HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer " + x.Token() + "\r\n\r\nSSH-2.0-x\r\n", "HTTP/1.1 200 Connection established\r\n"},
+	} {
+		near, far := pair(t)
+		done := make(chan struct{})
+		go func() { defer close(done); serveHTTP(t.Context(), far, f); far.Close() }()
+		io.WriteString(near, c.ask)
+		near.CloseWrite()
+		b, _ := io.ReadAll(near)
+		near.Close()
+		<-done
+		if !strings.Contains(string(b), c.has) || strings.Contains(string(b), "OpenSSH") || strings.Contains(string(b), "X-Secret") {
+			t.Errorf("%s: %q", name, b)
+		}
+	}
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
 }

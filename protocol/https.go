@@ -29,6 +29,7 @@ var secureHTTP = &Protocol{
 	Secure:   true,
 	Means:    socketMeans,
 	Claims:   func(peek Peek, inTLS bool) bool { return inTLS && kindOfHTTP(peek) > 0 },
+	Patience: httpTime,
 	TCP:      &Ends{Probe: probeHTTPS, Serve: serveHTTP},
 }
 

@@ -22,6 +22,7 @@ const (
 	maxRequests  = 64 // then it is closed
 	maxExchanges = 8  // tokens told apart: a proxy may send several probes over one connection
 	httpQuiet    = 2 * time.Minute
+	httpTime     = maxRequests * httpQuiet
 	bodyTime     = 30 * time.Second // for the whole body of who proved nothing
 )
 
@@ -48,8 +49,11 @@ func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    log.New(io.Discard, "", 0),
 	}
+	defer time.AfterFunc(farStall, s.unasked).Stop()
 	server.Serve(&oneConn{conn: h})
 	s.end()
+	h.settle()
+	s.panics.again()
 	return s.events()
 }
 
@@ -92,6 +96,8 @@ type httpServer struct {
 	control   bool // some were control calls
 	told      bool // ledgers tell of the connection
 	exchanges []*httpExchange
+	panics    panics
+	unread    error // what kept the token in a body from being read
 }
 
 // An httpExchange is what one token asks for.
@@ -101,6 +107,16 @@ type httpExchange struct {
 	reply wire.Message
 	done  map[string]bool // parts by path
 	event wire.Event
+}
+
+// unasked ends a connection on which no request was made in time. In HTTP/2
+// there is none although there is a beginning.
+func (s *httpServer) unasked() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.requests == 0 {
+		s.conn.giveUp()
+	}
 }
 
 // end waits for all requests after the connection was closed.
@@ -143,6 +159,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer s.wg.Done()
+	defer s.panics.keep(func() { s.conn.Close() })
 	s.tell()
 	a := &answer{ResponseWriter: w, r: r, s: s}
 	if r.ProtoMajor == 2 {
@@ -221,6 +238,9 @@ func (s *httpServer) framed(a *answer, path string) {
 	http.NewResponseController(a.ResponseWriter).SetReadDeadline(time.Now().Add(farStall))
 	p, err := readFrame(a.r.Body)
 	if err != nil {
+		s.mu.Lock()
+		s.unread = err
+		s.mu.Unlock()
 		a.stranger()
 		return
 	}
@@ -353,6 +373,7 @@ func (s *httpServer) serveData(a *answer, x *httpExchange) error {
 	if !slices.Contains([]int64{-1, int64(m.Bytes) + int64(len(a.front))}, a.r.ContentLength) {
 		return fmt.Errorf("a body of %d bytes: %w", a.r.ContentLength, errAltered)
 	}
+	rc.SetWriteDeadline(atLatest(m.Bytes, 2*farStall)) // HTTP/2 would break off a longer request
 	body := pacedReader{Reader: a.r.Body, deadline: rc.SetReadDeadline}
 	n, err := checkStream(body, x.keys.NewStream(wire.Request, m.Probe, m.Attempt), m.Bytes, farStall)
 	s.moved(x, n, 0)
@@ -424,19 +445,15 @@ func (s *httpServer) serveLate(a *answer, x *httpExchange) error {
 func (s *httpServer) events() []wire.Event {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	in, met := s.conn.met()
 	said := s.conn.record()
 	if len(s.exchanges) == 0 {
-		return s.strange(in, met, said)
+		return s.strange(said)
 	}
 	var list []wire.Event
 	for _, x := range s.exchanges {
 		e := x.event
 		if e.Stage != StageDone && e.Fault == "" {
-			e.Fault = FaultEOF // it was closed before all was asked for
-			if fault := faultOf(met); fault != "" {
-				e.Fault = fault
-			}
+			e.Fault = faultOf(s.conn.end()) // before all was asked for
 		}
 		if e.Stage != StageDone && s.ctx.Err() != nil {
 			e.Fault = FaultTimeout // this end is told to stop
@@ -448,17 +465,22 @@ func (s *httpServer) events() []wire.Event {
 }
 
 // strange is the event of a connection without any token.
-func (s *httpServer) strange(in int64, met error, said *wire.Said) []wire.Event {
+func (s *httpServer) strange(said *wire.Said) []wire.Event {
 	if s.control {
 		return nil
 	}
+	in, _ := s.conn.met()
 	e := s.arrived
 	e.Stage, e.Fault, e.BytesIn = StageToken, FaultForeign, in
 	e.Said = &wire.Said{Sent: firstHead(said.Sent), Heard: firstHead(said.Heard)}
+	if s.unread != nil {
+		e.Fault = faultOf(s.conn.cause(s.unread))
+	}
 	if s.requests == 0 {
 		e.Digest = digest(s.conn.first())
-		if whole := len(said.Heard) > 0; met != nil && !whole && !errors.Is(met, errLongHead) {
-			e.Fault = faultOf(met)
+		whole := len(said.Heard) > 0 && !s.conn.isHTTP2()
+		if end := s.conn.end(); !whole && !errors.Is(end, errLongHead) {
+			e.Fault = faultOf(end)
 		}
 	}
 	return []wire.Event{e}

@@ -43,7 +43,7 @@ type mailDialect struct {
 // program may look around.
 const (
 	mailCommands    = 64
-	mailTime        = time.Minute
+	mailTime        = unprovenTime
 	mailCommandsIn  = 256
 	mailTimeIn      = 5 * time.Minute
 	mailFailures    = 3

@@ -14,31 +14,6 @@ import (
 
 var mails = []string{"smtps", "submission", "imaps", "imap", "pop3s", "pop3", "xmpps", "xmpp"}
 
-func TestSilentPeersOfMailCostOneDeadline(t *testing.T) {
-	for _, name := range mails {
-		inBubble(t, func(t *testing.T, near, far net.Conn) {
-			go io.Copy(io.Discard, near)
-			began := time.Now()
-			if got := endOf(protocols[name].TCP.Serve(t.Context(), far, newFar())); got != (mailEnd{StageBanner, FaultTimeout}) || time.Since(began) != farStall {
-				t.Errorf("%s, far end: %+v after %v", name, got, time.Since(began))
-			}
-		})
-		inBubble(t, func(t *testing.T, near, far net.Conn) {
-			go io.Copy(io.Discard, far)
-			x := newFar().exchange()
-			x.Stall = 3 * time.Second
-			want := mailEnd{StageBanner, FaultTimeout}
-			if protocols[name].Inside || name == "xmpps" {
-				want.Stage = StageTLS
-			}
-			r := protocols[name].TCP.Probe(t.Context(), near, x)
-			if (mailEnd{r.Stage, r.Fault}) != want || r.Took != x.Stall {
-				t.Errorf("%s, near end: %+v", name, r)
-			}
-		})
-	}
-}
-
 // All of a stage has one deadline, however the bytes and lines drip.
 func TestDrippingAnswersAreBoundedByTheStage(t *testing.T) {
 	for name, c := range map[string]struct {
@@ -70,20 +45,6 @@ func TestDrippingAnswersAreBoundedByTheStage(t *testing.T) {
 			r := protocols[name].TCP.Probe(t.Context(), near, x)
 			if (mailEnd{r.Stage, r.Fault}) != (mailEnd{c.stage, FaultTimeout}) || r.Took != x.Stall {
 				t.Errorf("%s: %+v", name, r)
-			}
-			near.Close()
-		})
-		inBubble(t, func(t *testing.T, near, far net.Conn) {
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer far.Close()
-			wg.Go(func() { io.Copy(io.Discard, far) })
-			wg.Go(func() { trickle(far, []byte(strings.Repeat(c.banner, 20))) })
-			x := newFar().exchange()
-			x.Stall = 3500 * time.Millisecond
-			r := protocols[name].TCP.Probe(t.Context(), near, x)
-			if (mailEnd{r.Stage, r.Fault}) != (mailEnd{StageBanner, FaultTimeout}) || r.Took != x.Stall {
-				t.Errorf("%s, byte by byte: %+v", name, r)
 			}
 			near.Close()
 		})

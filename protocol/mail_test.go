@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/emersion/go-sasl"
 	"github.com/emersion/go-smtp"
@@ -381,5 +383,81 @@ func TestXMPPClientBindsAfterItsLogin(t *testing.T) {
 	near.Close()
 	if diff := cmp.Diff(mailEnd{StageDone, ""}, endOf(<-done)); diff != "" {
 		t.Errorf("far end (-want +got):\n%s", diff)
+	}
+}
+
+// SMTP is no relay: without a token nothing is taken for anybody, and what is
+// taken with one goes nowhere.
+func TestMailIsRelayedToNobody(t *testing.T) {
+	f := newFar()
+	x := f.exchange()
+	x.Bytes = 0
+	recipients := []string{"<you@example.com>", "<you@" + mailDomain + ">", "<postmaster>", "<you%example.com@" + mailDomain + ">", "<@" + mailDomain + ":you@example.com>", `<"you@example.com"@` + mailDomain + ">"}
+	for _, name := range []string{"smtps", "submission"} { // in TLS, and before it
+		near, far := pair(t)
+		done := make(chan []wire.Event, 1)
+		go func() { e := protocols[name].TCP.Serve(t.Context(), far, f); far.Close(); done <- e }()
+		c := newDialogue(near, 10*time.Second)
+		ask := func(line string) string {
+			c.say("%s", line)
+			answer, _ := c.hear()
+			return answer
+		}
+		c.hear()
+		ask("HELO x")
+		for _, to := range recipients {
+			for _, line := range []string{"MAIL FROM:<me@example.com>", "RCPT TO:" + to, "DATA"} {
+				if answer := ask(line); !strings.HasPrefix(answer, "530 ") {
+					t.Errorf("%s, without a token, %q is answered by %q", name, line, answer)
+				}
+			}
+		}
+		for _, line := range []string{"ETRN example.com", "TURN", "EXPN all", "XCLIENT ADDR=127.0.0.1", "XFORWARD ADDR=127.0.0.1", "BDAT 5 LAST"} {
+			if answer := ask(line); !strings.HasPrefix(answer, "5") {
+				t.Errorf("%s: %q is answered by %q", name, line, answer)
+			}
+		}
+		if name == "smtps" {
+			_, b, _ := sasl.NewPlainClient("", x.Token(), "x").Start()
+			ask("AUTH PLAIN " + base64.StdEncoding.EncodeToString(b))
+			ask("MAIL FROM:<me@example.com>")
+			ask("RCPT TO:" + recipients[0])
+			ask("DATA")
+			if answer := ask("Subject: relayed?\r\n."); answer != "250 2.0.0 thrown away" {
+				t.Errorf("a message is answered by %q", answer)
+			}
+		}
+		near.Close()
+		<-done
+	}
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
+}
+
+// Who has logged in may look around, but not for ever.
+func TestMailboxesBearWithSoManyCommands(t *testing.T) {
+	f := newFar()
+	for name, c := range map[string]struct{ login, command, last string }{
+		"imaps": {"a LOGIN %s x\r\n", "b NOOP\r\n", "* BYE " + errManyCommands.Error()},
+		"pop3s": {"USER %s\r\nPASS x\r\n", "NOOP\r\n", "-ERR " + errManyCommands.Error()},
+		"smtps": {"EHLO x\r\nAUTH LOGIN\r\n%s\r\neA==\r\n", "NOOP\r\n", "421 4.7.0 " + errManyCommands.Error()},
+	} {
+		near, far := memoryPair(t)
+		done := make(chan []wire.Event, 1)
+		go func() { e := protocols[name].TCP.Serve(t.Context(), far, f); far.Close(); done <- e }()
+		token := f.exchange().Token()
+		if name == "smtps" {
+			token = base64.StdEncoding.EncodeToString([]byte(token))
+		}
+		go func() { io.WriteString(near, fmt.Sprintf(c.login, token)+strings.Repeat(c.command, 2*mailCommandsIn)) }()
+		answers, _ := io.ReadAll(near)
+		lines := strings.Split(strings.TrimSpace(string(answers)), "\r\n")
+		if n := len(lines); n < mailCommandsIn || n > mailCommandsIn+20 || lines[n-1] != c.last {
+			t.Errorf("%s: after %d lines %q", name, n, lines[n-1])
+		}
+		if diff := cmp.Diff(mailEnd{StageDone, ""}, endOf(<-done)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
 	}
 }

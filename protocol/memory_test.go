@@ -116,11 +116,18 @@ func (c *memoryConn) SetDeadline(t time.Time) error {
 func (c *memoryConn) SetReadDeadline(t time.Time) error  { c.in.readUntil.set(c.in, t); return nil }
 func (c *memoryConn) SetWriteDeadline(t time.Time) error { c.out.writeUntil.set(c.out, t); return nil }
 
+// inPieces makes reads of a connection give what was written at once, and no
+// more with it.
+func (c *memoryConn) inPieces() *memoryConn { c.in.whole = true; return c }
+
 // A queue holds the bytes of one direction.
 type queue struct {
 	mu                    sync.Mutex
 	changed               *sync.Cond
 	held                  bytes.Buffer
+	pieces                []int // lengths of what was written and not yet read, where reads are to keep to it
+	whole                 bool  // they are
+	taken                 int64 // bytes read
 	closed                bool
 	readUntil, writeUntil deadline
 }
@@ -166,12 +173,26 @@ func (q *queue) read(b []byte) (int, error) {
 			return 0, os.ErrDeadlineExceeded
 		case q.held.Len() > 0:
 			defer q.changed.Broadcast()
-			return q.held.Read(b)
+			return q.take(b)
 		case q.closed:
 			return 0, io.EOF
 		}
 		q.changed.Wait()
 	}
+}
+
+func (q *queue) take(b []byte) (int, error) {
+	if q.whole {
+		b = b[:min(len(b), q.pieces[0])]
+	}
+	n, err := q.held.Read(b)
+	q.taken += int64(n)
+	if q.whole {
+		if q.pieces[0] -= n; q.pieces[0] == 0 {
+			q.pieces = q.pieces[1:]
+		}
+	}
+	return n, err
 }
 
 func (q *queue) write(b []byte) (n int, err error) {
@@ -186,6 +207,9 @@ func (q *queue) write(b []byte) (n int, err error) {
 		case q.held.Len() < room:
 			k, _ := q.held.Write(b[n:min(len(b), n+room-q.held.Len())])
 			n += k
+			if q.whole {
+				q.pieces = append(q.pieces, k)
+			}
 			q.changed.Broadcast()
 			continue
 		}

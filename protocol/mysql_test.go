@@ -234,3 +234,62 @@ func TestMySQLGreetingsLineTellsEveryByte(t *testing.T) {
 		}
 	}
 }
+
+// The far end is no database: whatever is asked, it gives no data, and never
+// asks a client for a file (LOAD DATA LOCAL, whose request begins with 0xfb).
+func TestMySQLAnswersNothingButItsOneQuery(t *testing.T) {
+	f := newFar()
+	near, far := pair(t)
+	done := make(chan []wire.Event, 1)
+	go func() { done <- serveMySQL(t.Context(), far, f); far.Close() }()
+	m := &mysqlConn{Conn: near, stall: 10 * time.Second}
+	if _, err := m.readPacket(); err != nil {
+		t.Fatal(err)
+	}
+	x := f.exchange()
+	if err := x.loginMySQL(m, &Result{}); err != nil {
+		t.Fatal(err)
+	}
+	asked := [][]byte{{0x04, 't'}, {0x0a}, {0x11, 'r', 0}, {0x12}, {0x16, '1'}, {0x1b, 0, 0}, {0x1f}}
+	for _, q := range []string{"LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE t", "LOAD DATA INFILE '/etc/passwd' INTO TABLE t", "SELECT LOAD_FILE('/etc/passwd')",
+		"SELECT 1; SELECT 2", "SELECT * FROM mysql.user", "SHOW DATABASES", "SELECT SLEEP(1000)", ""} {
+		asked = append(asked, append([]byte{mysqlQuery}, q...))
+	}
+	for _, p := range asked {
+		m.seq = 0
+		if err := m.writePacket(p); err != nil {
+			t.Fatal(err)
+		}
+		if a, err := m.readPacket(); err != nil || a[0] != mysqlERR {
+			t.Errorf("%q is answered by %q, %v", p, a, err)
+		}
+	}
+	near.Close()
+	if e := <-done; f.further.Load() > 0 || e[0].Stage != StageDone {
+		t.Errorf("%d further connections, %+v", f.further.Load(), e)
+	}
+}
+
+// A server that asks the near end for a file gets none.
+func TestMySQLNearEndGivesNoFile(t *testing.T) {
+	const localFiles = 1 << 7 // CLIENT_LOCAL_FILES
+	if mysqlOffered&localFiles != 0 {
+		t.Error("files are offered")
+	}
+	plain := aGreeting()
+	plain.Caps &^= mysqlSSL
+	near, far := pair(t)
+	said := make(chan int, 1)
+	go func() {
+		far.Write(packet(0, plain.Append(nil)))
+		far.Read(make([]byte, 4096)) // the login
+		far.Write(packet(2, append([]byte{0xfb}, "/etc/hostname"...)))
+		b, _ := io.ReadAll(far)
+		said <- len(b)
+	}()
+	got := probeMySQL(t.Context(), near, newFar().exchange())
+	near.Close()
+	if n := <-said; n > 0 || got.Stage == StageDone || got.Fault == "" {
+		t.Errorf("%d bytes were given: %+v", n, got)
+	}
+}

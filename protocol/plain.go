@@ -28,6 +28,9 @@ import (
 const (
 	// farStall is how long the far end waits for a peer that stands still.
 	farStall = 10 * time.Second
+	// unprovenTime is the longest that the far end bears with a peer in all,
+	// beside what its exchange asks for, unless its protocol has more Patience.
+	unprovenTime = time.Minute
 	// MaxBytes is the most that a message can ask for, MaxIdle what the reflector waits.
 	MaxBytes = 1<<32 - 1
 	MaxIdle  = time.Hour
@@ -174,13 +177,16 @@ func (h half) other() wire.Kind {
 
 // swap sends n bytes of this end's stream while it reads n bytes of the other
 // end's. Its closing message, last, says that these arrived unaltered; the other
-// end's says so of what was sent. stall bounds each pause.
+// end's says so of what was sent. stall bounds each pause, atLatest all of it.
 func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) (up, down int64, err error) {
 	sent := make(chan error, 1)
+	var held panics
+	defer held.again()
 	go func() {
-		var err error
+		err := error(net.ErrClosed)
+		defer func() { sent <- err }()
+		defer held.keep(func() { c.SetDeadline(past) })
 		up, err = sendStream(c, h.keys.NewStream(h.kind, h.probe, h.attempt), n, stall)
-		sent <- err
 	}()
 	down, err = checkStream(c, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
 	if err != nil {
@@ -195,10 +201,13 @@ func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) 
 		return up, down, err
 	}
 	c.SetDeadline(time.Now().Add(stall + drain(n)))
-	if _, err := c.Write(last.Append(nil, h.keys)); err != nil {
-		return up, down, err
+	_, sendErr := c.Write(last.Append(nil, h.keys))
+	if sendErr != nil && !errors.Is(sendErr, net.ErrClosed) {
+		return up, down, sendErr
 	}
-	_, _, err = readMessage(c, h.keys, h.other())
+	if _, _, err = readMessage(c, h.keys, h.other()); err == nil {
+		err = sendErr // of a library that closes over what it reads, the reader knows why
+	}
 	return up, down, err
 }
 
@@ -227,11 +236,12 @@ type (
 
 func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	buf := make([]byte, min(chunk, int(n)))
+	until := atLatest(n, stall)
 	var total int64
 	for total < int64(n) {
 		b := buf[:min(int64(len(buf)), int64(n)-total)]
 		s.Read(b)
-		c.SetWriteDeadline(time.Now().Add(stall))
+		c.SetWriteDeadline(sooner(time.Now().Add(stall), until))
 		k, err := c.Write(b)
 		total += int64(k)
 		if err != nil {
@@ -245,8 +255,9 @@ func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, e
 func checkStream(c source, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	got := make([]byte, min(chunk, int(n)))
 	w := compared{want: s, buf: make([]byte, len(got))}
+	until := atLatest(n, stall)
 	for w.n < int64(n) {
-		c.SetReadDeadline(time.Now().Add(stall))
+		c.SetReadDeadline(sooner(time.Now().Add(stall), until))
 		k, err := c.Read(got[:min(int64(len(got)), int64(n)-w.n)])
 		if _, bad := w.Write(got[:k]); bad != nil {
 			return w.n, bad

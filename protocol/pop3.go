@@ -11,12 +11,12 @@ import (
 var (
 	pop3s = &Protocol{
 		Doc:    "TLS for the path's name; inside POP3: greeting, USER with the token, PASS, then bulk data",
-		Greets: true, Inside: true, Means: meansSTARTTLS,
+		Greets: true, Inside: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: pop3Dialect.probe(true), Serve: pop3Dialect.serve(true)},
 	}
 	pop3 = &Protocol{
 		Doc:    "POP3: greeting, CAPA, STLS, TLS for the path's name, USER with the token, PASS, then bulk data",
-		Greets: true, Means: meansSTARTTLS,
+		Greets: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: pop3Dialect.probe(false), Serve: pop3Dialect.serve(false)},
 	}
 )

@@ -58,6 +58,11 @@ type Protocol struct {
 	Greets bool
 	Inside bool // Greets inside TLS: TCP.Serve gets what is spoken inside
 
+	// Patience is how long the far end bears with a peer in all, beside what its
+	// exchange asks for, where that is longer than unprovenTime: with other
+	// people's programs, which look around before they leave.
+	Patience time.Duration
+
 	// Needs tells what a variant cannot do without; nil is nothing.
 	Needs func(variant string) Need
 
@@ -275,6 +280,7 @@ type Result struct {
 	Down   int64         // bytes of the data phase received and unaltered
 	Sent   int           // over UDP: requests sent
 	Heard  int           // over UDP: of which so many were answered and verified
+	Strays int           // over UDP: datagrams that answer none of them, which anybody can send who guesses the port
 	RTT    time.Duration // from the token's sending to its answer
 	TLS    *wire.TLSSeen
 	Said   *wire.Said    // the dialogue, where there is one in text

@@ -223,6 +223,7 @@ func ServeQUIC(ctx context.Context, a ArrivedQUIC, far Far) {
 	began := time.Now()
 	(&http3.Server{MaxHeaderBytes: 4096, Handler: s}).ServeQUICConn(a.Conn)
 	<-s.turn
+	s.panics.again()
 	if s.proven {
 		return
 	}
@@ -244,6 +245,7 @@ type quicServed struct {
 	giveUp *time.Timer   // ends the connection
 	e      wire.Event
 	proven bool
+	panics panics
 }
 
 // ServeHTTP serves one request at a time, and none after the proven one.
@@ -255,6 +257,7 @@ func (s *quicServed) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	defer func() { s.turn <- struct{}{} }()
+	defer s.panics.keep(func() { s.a.Conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeInternalError), "") })
 	if s.proven {
 		w.WriteHeader(http.StatusTooManyRequests)
 		return

@@ -29,12 +29,13 @@ import (
 //	                              <-  late message                    if idle > 0
 //	done                          ->
 var sftp = &Protocol{
-	Doc:    "SSH version lines, key exchange, the token as user name without a password, then SFTP of a file each way",
-	Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isSSH(peek(4)) },
-	Greets: true,
-	Bulk:   true,
-	Means:  sshMeans,
-	TCP:    &Ends{Probe: probeSFTP, Serve: serveSFTP},
+	Doc:      "SSH version lines, key exchange, the token as user name without a password, then SFTP of a file each way",
+	Claims:   func(peek Peek, inTLS bool) bool { return !inTLS && isSSH(peek(4)) },
+	Greets:   true,
+	Bulk:     true,
+	Means:    sshMeans,
+	Patience: strangersTime,
+	TCP:      &Ends{Probe: probeSFTP, Serve: serveSFTP},
 }
 
 // An sftpNear is the near end of one connection.
@@ -64,7 +65,7 @@ func probeSFTP(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer wg.Wait()
 	defer n.ssh.Close()
 	wg.Go(func() { n.asked(reqs) })
-	n.conn.pace(x.Stall, overallBound(x.Bytes, x.Idle))
+	n.conn.pace(x.Stall, overallBound(x.Bytes, x.Idle, 3*x.Stall))
 	switch {
 	case !step(StageData, settled(n.conn, n.ssh, n.data(chans))):
 	case x.Idle > 0 && !step(StageIdle, settled(n.conn, n.ssh, n.idle())):
@@ -205,7 +206,7 @@ func (n *sftpNear) idle() error {
 	if _, _, err := n.ssh.SendRequest(sshIdle, false, nil); err != nil {
 		return err
 	}
-	n.conn.pace(n.x.Idle+n.x.Stall, overallBound(0, n.x.Idle))
+	n.conn.pace(n.x.Idle+n.x.Stall, overallBound(0, n.x.Idle, n.x.Stall))
 	q, ok := <-n.late
 	if !ok {
 		return io.EOF
@@ -217,7 +218,7 @@ func (n *sftpNear) idle() error {
 	if err != nil {
 		return err
 	}
-	n.conn.pace(n.x.Stall, overallBound(0, 0))
+	n.conn.pace(n.x.Stall, overallBound(0, 0, n.x.Stall))
 	return q.Reply(true, nil)
 }
 

@@ -32,6 +32,8 @@ type sftpFar struct {
 	open  int   // files
 	fault error // of a file
 	idles sync.WaitGroup
+
+	panics panics
 }
 
 // serveSFTP is the far end. It returns one event.
@@ -45,9 +47,9 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	if err != nil {
 		return failed(f.e, err)
 	}
-	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle))
+	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle, strangersTime))
 	var wg sync.WaitGroup
-	wg.Go(func() { f.asked(reqs) })
+	wg.Go(func() { defer f.panics.keep(f.end); f.asked(reqs) })
 	n := 0
 	for nc := range chans { // until the connection ends
 		if n++; nc.ChannelType() != "session" || n > maxChannels {
@@ -58,14 +60,18 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 		if err != nil {
 			continue
 		}
-		wg.Go(func() { f.session(ch, asks) })
+		wg.Go(func() { defer f.panics.keep(f.end); f.session(ch, asks) })
 	}
 	err = f.ssh.Wait()
 	f.ssh.Close()
 	wg.Wait()
 	f.idles.Wait()
+	f.panics.again()
 	return f.conclude(err)
 }
+
+// end ends the connection as it is.
+func (f *sftpFar) end() { f.conn.Close() }
 
 // conclude is the event of a connection that has ended.
 func (f *sftpFar) conclude(err error) []wire.Event {
@@ -151,7 +157,7 @@ func (f *sftpFar) asked(reqs <-chan *ssh.Request) {
 			ok = f.done()
 		case q.Type == sshIdle && !idled && f.m.Idle > 0:
 			idled = true
-			f.idles.Go(f.idle)
+			f.idles.Go(func() { defer f.panics.keep(f.end); f.idle() })
 			continue
 		}
 		if q.WantReply {
@@ -175,7 +181,7 @@ func (f *sftpFar) idle() {
 	f.mu.Lock()
 	f.e.Stage = StageIdle
 	f.mu.Unlock()
-	f.conn.pace(f.m.Idle+farStall, overallBound(0, f.m.Idle))
+	f.conn.pace(f.m.Idle+farStall, overallBound(0, f.m.Idle, strangersTime))
 	gone := make(chan struct{})
 	f.idles.Go(func() { f.ssh.Wait(); close(gone) })
 	select {
@@ -185,7 +191,7 @@ func (f *sftpFar) idle() {
 	}
 	late := f.m
 	late.Kind = wire.Late
-	f.conn.pace(farStall, overallBound(0, 0))
+	f.conn.pace(farStall, overallBound(0, 0, strangersTime))
 	if ok, _, err := f.ssh.SendRequest(sshLate, true, late.Append(nil, f.keys)); err == nil && !ok {
 		f.fail(ErrForeign)
 	}
@@ -216,6 +222,7 @@ func (f *sftpFar) session(ch ssh.Channel, asks <-chan *ssh.Request) {
 		}
 		started = true
 		wg.Go(func() {
+			defer f.panics.keep(f.end)
 			files := &sftpFiles{far: f}
 			s := pkgsftp.NewRequestServer(ch, pkgsftp.Handlers{FileGet: files, FilePut: files, FileCmd: files, FileList: files})
 			status := byte(0)

@@ -25,6 +25,16 @@ const (
 // sftpFiles are the files of one session.
 type sftpFiles struct{ far *sftpFar }
 
+// broken is deferred in what pkg/sftp calls, from goroutines of its own: a panic
+// there is that request's error, and ends the connection.
+func (f *sftpFar) broken(err *error) {
+	if v := recover(); v != nil {
+		*err = errors.New("an error in wallprobe")
+		f.panics.note(v)
+		f.end()
+	}
+}
+
 // opened counts an open file.
 func (s *sftpFiles) opened() error {
 	s.far.mu.Lock()
@@ -43,7 +53,8 @@ func (s *sftpFiles) closed() {
 }
 
 // Fileread is pkg/sftp's FileReader.
-func (s *sftpFiles) Fileread(q *pkgsftp.Request) (io.ReaderAt, error) {
+func (s *sftpFiles) Fileread(q *pkgsftp.Request) (_ io.ReaderAt, err error) {
+	defer s.far.broken(&err)
 	n, ok := fileSize(q.Filepath)
 	if !ok {
 		return nil, os.ErrNotExist
@@ -55,7 +66,8 @@ func (s *sftpFiles) Fileread(q *pkgsftp.Request) (io.ReaderAt, error) {
 }
 
 // Filewrite is pkg/sftp's FileWriter.
-func (s *sftpFiles) Filewrite(q *pkgsftp.Request) (io.WriterAt, error) {
+func (s *sftpFiles) Filewrite(q *pkgsftp.Request) (_ io.WriterAt, err error) {
+	defer s.far.broken(&err)
 	if err := s.opened(); err != nil {
 		return nil, err
 	}
@@ -69,7 +81,8 @@ func (s *sftpFiles) Filewrite(q *pkgsftp.Request) (io.WriterAt, error) {
 }
 
 // Filecmd is pkg/sftp's FileCmder: times and modes are taken and forgotten.
-func (s *sftpFiles) Filecmd(q *pkgsftp.Request) error {
+func (s *sftpFiles) Filecmd(q *pkgsftp.Request) (err error) {
+	defer s.far.broken(&err)
 	if q.Method == "Setstat" {
 		return nil
 	}
@@ -77,7 +90,8 @@ func (s *sftpFiles) Filecmd(q *pkgsftp.Request) error {
 }
 
 // Filelist is pkg/sftp's FileLister.
-func (s *sftpFiles) Filelist(q *pkgsftp.Request) (pkgsftp.ListerAt, error) {
+func (s *sftpFiles) Filelist(q *pkgsftp.Request) (_ pkgsftp.ListerAt, err error) {
+	defer s.far.broken(&err)
 	switch n, ok := fileSize(q.Filepath); {
 	case q.Method == "List" && q.Filepath == "/":
 		var all infos
@@ -142,7 +156,8 @@ type keyedReader struct {
 }
 
 // ReadAt is io.ReaderAt, but gives at most half a window.
-func (r *keyedReader) ReadAt(p []byte, at int64) (int, error) {
+func (r *keyedReader) ReadAt(p []byte, at int64) (_ int, err error) {
+	defer r.files.far.broken(&err)
 	if at < 0 || at >= r.size {
 		return 0, io.EOF
 	}
@@ -200,7 +215,8 @@ type keyedWriter struct {
 }
 
 // WriteAt is io.WriterAt.
-func (w *keyedWriter) WriteAt(p []byte, at int64) (int, error) {
+func (w *keyedWriter) WriteAt(p []byte, at int64) (_ int, err error) {
+	defer w.files.far.broken(&err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	switch {
@@ -254,7 +270,8 @@ func (w *keyedWriter) take(p []byte) {
 }
 
 // Close is io.Closer; its error reaches the client.
-func (w *keyedWriter) Close() error {
+func (w *keyedWriter) Close() (err error) {
+	defer w.files.far.broken(&err)
 	defer w.files.closed()
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"errors"
 	"io"
 	"net"
 	"os"
@@ -188,6 +189,10 @@ func TestSSHHasFilesAndNothingElse(t *testing.T) {
 		"a shell":           func(s *ssh.Session) error { return s.Shell() },
 		"a terminal":        func(s *ssh.Session) error { return s.RequestPty("xterm", 24, 80, nil) },
 		"another subsystem": func(s *ssh.Session) error { return s.RequestSubsystem("netconf") },
+		"a second one":      func(s *ssh.Session) error { return errors.Join(s.RequestSubsystem("sftp"), s.RequestSubsystem("sftp")) },
+		"a variable":        func(s *ssh.Session) error { return s.Setenv("LD_PRELOAD", "x") },
+		"an agent":          func(s *ssh.Session) error { return refusedBy(s.SendRequest("auth-agent-req@openssh.com", true, nil)) },
+		"a window":          func(s *ssh.Session) error { return refusedBy(s.SendRequest("x11-req", true, make([]byte, 16))) },
 	} {
 		s, err := c.NewSession()
 		if err != nil {
@@ -198,17 +203,59 @@ func TestSSHHasFilesAndNothingElse(t *testing.T) {
 		}
 		s.Close()
 	}
-	if _, err := c.Dial("tcp", "127.0.0.1:22"); err == nil {
-		t.Error("a connection was forwarded")
-	}
-	if _, err := c.Listen("tcp", "127.0.0.1:0"); err == nil {
-		t.Error("a port was opened")
-	}
 	if ok, _, err := c.SendRequest(sshIdle, true, nil); ok || err != nil {
 		t.Errorf("a silence nobody asked for: %v, %v", ok, err)
 	}
 	c.Close()
 	<-events
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
+}
+
+// Nothing is forwarded, in either direction, for who has a token.
+func TestSSHForwardsNothing(t *testing.T) {
+	f := newFar()
+	c, events, err := guest(t, f, f.exchange().Token())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kinds := []string{"direct-tcpip", "direct-streamlocal@openssh.com", "forwarded-tcpip", "x11", "auth-agent@openssh.com", "tun@openssh.com"}
+	if len(kinds) >= maxChannels {
+		t.Fatal("they are refused because they are many")
+	}
+	for _, kind := range kinds {
+		_, _, err := c.OpenChannel(kind, ssh.Marshal(struct {
+			To       string
+			ToPort   uint32
+			From     string
+			FromPort uint32
+		}{"127.0.0.1", 22, "127.0.0.1", 50000}))
+		if no, ok := errors.AsType[*ssh.OpenChannelError](err); !ok || no.Reason != ssh.Prohibited {
+			t.Errorf("a channel %s: %v", kind, err)
+		}
+	}
+	for _, request := range []string{"tcpip-forward", "cancel-tcpip-forward", "streamlocal-forward@openssh.com"} {
+		if ok, _, err := c.SendRequest(request, true, ssh.Marshal(struct {
+			At   string
+			Port uint32
+		}{"127.0.0.1", 50000})); ok || err != nil {
+			t.Errorf("%s: %v, %v", request, ok, err)
+		}
+	}
+	c.Close()
+	<-events
+	if n := f.further.Load(); n > 0 {
+		t.Errorf("%d further connections were made", n)
+	}
+}
+
+// refusedBy is an error when a request was.
+func refusedBy(ok bool, err error) error {
+	if err == nil && !ok {
+		err = errors.New("refused")
+	}
+	return err
 }
 
 func TestNearEndOfSFTPTellsWhatStrangersAnswer(t *testing.T) {
@@ -316,34 +363,6 @@ func interceptSSH(t *testing.T, near, far net.Conn) {
 	if c, _, _, err := ssh.NewServerConn(near, config); err == nil {
 		c.Close()
 	}
-}
-
-func TestTricklesOfSSHAreBounded(t *testing.T) {
-	hello := []byte("SSH-2.0-" + strings.Repeat("A", 500))
-	synctest.Test(t, func(t *testing.T) {
-		near, far := remembered(ftpNearAddr, ftpFarAddr)
-		go trickle(near, hello)
-		began := time.Now()
-		events := serveSFTP(t.Context(), far, newFar())
-		if len(events) != 1 || events[0].Stage != StageBanner || events[0].Fault != FaultTimeout || time.Since(began) != farStall {
-			t.Errorf("%+v after %v", events, time.Since(began))
-		}
-		far.Close()
-		near.Close()
-		time.Sleep(2 * time.Second)
-	})
-	synctest.Test(t, func(t *testing.T) {
-		near, far := remembered(ftpNearAddr, ftpFarAddr)
-		go trickle(far, hello)
-		x := newFar().exchange()
-		x.Stall = 5500 * time.Millisecond
-		if got := probeSFTP(t.Context(), near, x); got.Stage != StageBanner || got.Fault != FaultTimeout || got.Took != x.Stall {
-			t.Errorf("%+v", got)
-		}
-		near.Close()
-		far.Close()
-		time.Sleep(2 * time.Second)
-	})
 }
 
 func TestSilenceOfSSHIsKeptForAsLongAsAsked(t *testing.T) {

@@ -23,40 +23,6 @@ func inBubble(t *testing.T, test func(t *testing.T, near, far net.Conn)) {
 	})
 }
 
-func TestSilentFarEndCostsOneStall(t *testing.T) {
-	for _, name := range []string{"plain", "tls"} {
-		inBubble(t, func(t *testing.T, near, far net.Conn) {
-			go io.Copy(io.Discard, far) // hears everything, says nothing
-			x := newFar().exchange()
-			x.Stall = 3 * time.Second
-			began := time.Now()
-			got := protocols[name].TCP.Probe(t.Context(), near, x)
-			if got.Fault != FaultTimeout || time.Since(began) != x.Stall || got.Took != x.Stall {
-				t.Errorf("%s: %+v after %v", name, got, time.Since(began))
-			}
-		})
-	}
-}
-
-func TestSilentNearEndIsDropped(t *testing.T) {
-	for name, stage := range map[string]string{"plain": StageToken, "tls": StageTLS} {
-		inBubble(t, func(t *testing.T, near, far net.Conn) {
-			began := time.Now()
-			events := protocols[name].TCP.Serve(t.Context(), far, newFar())
-			want := wire.Event{Time: farClock, Transport: "tcp", Stage: stage, Fault: FaultTimeout}
-			if name == "tls" {
-				want.TLS = &wire.TLSSeen{}
-			}
-			if diff := cmp.Diff([]wire.Event{want}, events, same); diff != "" {
-				t.Errorf("%s (-want +got):\n%s", name, diff)
-			}
-			if d := time.Since(began); d != farStall {
-				t.Errorf("%s: after %v", name, d)
-			}
-		})
-	}
-}
-
 // trickle sends one byte a second until the other end has enough.
 func trickle(c net.Conn, b []byte) {
 	for i := range b {

@@ -13,12 +13,12 @@ import (
 var (
 	smtps = &Protocol{
 		Doc:    "TLS for the path's name; inside SMTP: greeting, EHLO, AUTH PLAIN with the token as the name, then bulk data",
-		Greets: true, Inside: true, Means: meansSTARTTLS,
+		Greets: true, Inside: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: smtpDialect.probe(true), Serve: smtpDialect.serve(true)},
 	}
 	submission = &Protocol{
 		Doc:    "SMTP: greeting, EHLO, STARTTLS, TLS for the path's name, EHLO, AUTH PLAIN with the token as the name, then bulk data",
-		Greets: true, Means: meansSTARTTLS,
+		Greets: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: smtpDialect.probe(false), Serve: smtpDialect.serve(false)},
 	}
 )

@@ -206,8 +206,12 @@ func settled(c *sshConn, conn ssh.Conn, err error) error {
 	return c.cause(err)
 }
 
+// strangersTime is how long the far end bears with another's client for files,
+// which may look around, beside what its token asks for.
+const strangersTime = time.Hour
+
 // overallBound is how long a whole connection may be used whose token asks for
-// so many bytes.
-func overallBound(n uint32, idle time.Duration) time.Time {
-	return time.Now().Add(time.Hour + idle + 2*time.Duration(n/minRate)*time.Second)
+// so many bytes both ways, beside which there is so much time for all the rest.
+func overallBound(n uint32, idle, rest time.Duration) time.Time {
+	return time.Now().Add(rest + idle + 2*time.Duration(n/minRate)*time.Second)
 }

@@ -141,7 +141,9 @@ func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	}
 	inner := far.Inner(context.WithValue(ctx, insideKey{}, seen), tc)
 	for i := range inner {
-		inner[i].TLS = seen
+		if inner[i].TLS = seen; inner[i].Stage == StageConnect {
+			inner[i].Stage = StageTLS // of one who shook hands and said nothing more
+		}
 	}
 	tc.SetDeadline(time.Now().Add(time.Second))
 	tc.CloseWrite() // close-notify, so that an orderly end is told from a cut; the connection ends once its events are kept

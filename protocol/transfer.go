@@ -47,7 +47,21 @@ type metered struct {
 }
 
 func meter(c net.Conn, n uint32, stall time.Duration) *metered {
-	return &metered{pacedConn{c, newPace()}, time.Now().Add(stall + time.Duration(n/minRate)*time.Second)}
+	return &metered{pacedConn{c, newPace()}, atLatest(n, stall)}
+}
+
+// atLatest is when a transfer of n bytes that begins now must have ended,
+// however short its pauses are.
+func atLatest(n uint32, stall time.Duration) time.Time {
+	return time.Now().Add(stall + time.Duration(n/minRate)*time.Second)
+}
+
+// sooner is the earlier of two times.
+func sooner(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
 }
 
 func (m *metered) Write(b []byte) (int, error) {
@@ -56,12 +70,7 @@ func (m *metered) Write(b []byte) (int, error) {
 	return n, err
 }
 
-func (m *metered) cap(t time.Time) time.Time {
-	if t.After(m.until) {
-		return m.until
-	}
-	return t
-}
+func (m *metered) cap(t time.Time) time.Time { return sooner(t, m.until) }
 
 func (m *metered) SetDeadline(t time.Time) error      { return m.Conn.SetDeadline(m.cap(t)) }
 func (m *metered) SetReadDeadline(t time.Time) error  { return m.Conn.SetReadDeadline(m.cap(t)) }

@@ -27,7 +27,7 @@ func (x Exchange) overWebSocket(ctx context.Context, tc net.Conn, base url.URL) 
 	if !step(StageToken, err) {
 		return r
 	}
-	c := overMessages(ws, h)
+	c := overMessages(ws, h, false)
 	defer c.Close()
 	x.carry(c, &r, step)
 	if r.Stage == StageDone {
@@ -85,17 +85,21 @@ type messageConn struct {
 	read      net.Conn
 	ended     chan error // of who reads messages
 	err       error
+	panics    panics // of theirs
 }
 
-func overMessages(ws *websocket.Conn, h *httpConn) *messageConn {
+// overMessages makes a WebSocket a connection of bytes; masked tells that what
+// is read is (RFC 6455 section 5.3).
+func overMessages(ws *websocket.Conn, h *httpConn, masked bool) *messageConn {
 	ws.SetReadLimit(maxMessage)
 	h.SetReadDeadline(time.Time{}) // from now on those of the pipe count
 	read, write := net.Pipe()
 	c := &messageConn{httpConn: h, ws: ws, read: read, ended: make(chan error, 1)}
 	go func() {
-		err := receive(ws, write)
-		c.ended <- err
-		write.Close()
+		err := error(net.ErrClosed)
+		defer func() { c.ended <- err; write.Close() }()
+		defer c.panics.keep(func() {})
+		err = receive(ws, write, masked)
 	}()
 	return c
 }
@@ -104,8 +108,7 @@ func overMessages(ws *websocket.Conn, h *httpConn) *messageConn {
 const maxMessage = 64 << 10
 
 // receive hands on what binary messages hold.
-func receive(ws *websocket.Conn, to io.Writer) (err error) {
-	defer contained(&err)
+func receive(ws *websocket.Conn, to io.Writer, masked bool) error {
 	buf := make([]byte, chunk)
 	for {
 		kind, r, err := ws.Reader(context.Background()) // the connection's end ends it
@@ -118,10 +121,25 @@ func receive(ws *websocket.Conn, to io.Writer) (err error) {
 		if kind != websocket.MessageBinary {
 			return ErrForeign
 		}
+		if masked {
+			r = unbroken{r}
+		}
 		if _, err := io.CopyBuffer(to, r, buf); err != nil {
 			return err
 		}
 	}
+}
+
+// An unbroken reader leaves out what came with an error: the library unmasks
+// only what it reads without one, and the rest would pass for altered.
+type unbroken struct{ io.Reader }
+
+func (u unbroken) Read(b []byte) (int, error) {
+	n, err := u.Reader.Read(b)
+	if err != nil && err != io.EOF {
+		n = 0
+	}
+	return n, err
 }
 
 func (c *messageConn) Read(b []byte) (int, error) {
@@ -129,6 +147,7 @@ func (c *messageConn) Read(b []byte) (int, error) {
 	if err == io.EOF {
 		if c.err == nil {
 			c.err = c.cause(<-c.ended)
+			c.panics.again()
 		}
 		err = c.err
 	}
@@ -137,6 +156,9 @@ func (c *messageConn) Read(b []byte) (int, error) {
 
 func (c *messageConn) Write(b []byte) (int, error) {
 	if err := c.ws.Write(context.Background(), websocket.MessageBinary, b); err != nil {
+		if _, met := c.met(); met != nil {
+			err = c.cause(err) // the library says only that it could not write
+		}
 		return 0, err
 	}
 	return len(b), nil

@@ -164,7 +164,7 @@ func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
 	})
 	if m.Idle > 0 && m.Idle <= protocol.MaxIdle {
 		local, remote := d.Local, d.Remote
-		if s.waits(1); !r.late.schedule(m.Idle, func() { r.sendLate(a, local, remote); s.waits(-1) }) {
+		if s.waits(1); !r.late.schedule(m.Idle, func() { defer r.guard("late message", remote); defer s.waits(-1); r.sendLate(a, local, remote) }) {
 			s.waits(-1)
 		}
 	}

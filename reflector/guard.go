@@ -2,6 +2,7 @@ package reflector
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -21,18 +22,37 @@ const FaultPanic = "panic"
 const maxStacks = 16
 
 // guard is deferred where something that strangers can send is served: a panic
-// there ends no more than that, and is logged. It cannot help against one in a
-// goroutine that a library started.
+// there ends no more than that, and is logged. So it is in what libraries call
+// in goroutines of their own: package protocol and package relay hand on what
+// panics there. What is left is an error in a library's own code, in a goroutine
+// that it started (pion, quic-go, x/crypto/ssh): that ends the program, as Go
+// has no way to bound it. The journal then has all but the last second of every
+// ledger, and whoever started the reflector has to start it again; a program
+// that watched over it here would keep no more, since sessions live in memory.
 func (r *Reflector) guard(what string, from netip.AddrPort) {
 	if v := recover(); v != nil {
 		r.panicked(what, from, v)
 	}
 }
 
+// guardErr is guard where a library waits for an error.
+func (r *Reflector) guardErr(what string, from netip.AddrPort, err *error) {
+	if v := recover(); v != nil {
+		r.panicked(what, from, v)
+		*err = errPanic
+	}
+}
+
+var errPanic = errors.New("an error in wallprobe")
+
 func (r *Reflector) panicked(what string, from netip.AddrPort, v any) {
+	stack := debug.Stack()
+	if p, ok := v.(*protocol.Panic); ok {
+		v, stack = p.Value, p.Stack
+	}
 	args := []any{"in", what, "remote", from, "panic", v}
 	if r.panics.Add(1) <= maxStacks {
-		args = append(args, "stack", string(debug.Stack()))
+		args = append(args, "stack", string(stack))
 	}
 	r.cfg.Log.Error("this is an error in wallprobe: what was served has ended, the reflector goes on", args...)
 }

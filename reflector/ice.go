@@ -304,7 +304,8 @@ type agentConn struct {
 func (c *agentConn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.at) }
 
 // ReadFrom leaves out what is meant for the port and not for the agent.
-func (c *agentConn) ReadFrom(p []byte) (int, net.Addr, error) {
+func (c *agentConn) ReadFrom(p []byte) (_ int, _ net.Addr, err error) {
+	defer c.r.guardErr("ICE agent", c.at, &err)
 	for {
 		n, from, err := c.UDPConn.ReadFromUDPAddrPort(p)
 		if err != nil {
@@ -322,7 +323,8 @@ func (c *agentConn) ReadFrom(p []byte) (int, net.Addr, error) {
 }
 
 // WriteTo sends from the address that was aimed at.
-func (c *agentConn) WriteTo(b []byte, to net.Addr) (int, error) {
+func (c *agentConn) WriteTo(b []byte, to net.Addr) (_ int, err error) {
+	defer c.r.guardErr("ICE agent", c.at, &err)
 	u, ok := to.(*net.UDPAddr)
 	if !ok {
 		return 0, fmt.Errorf("send to %s: not a UDP address", to)

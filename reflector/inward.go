@@ -63,6 +63,7 @@ func (r *Reflector) callPorts(s *session, to netip.Addr, q wire.InwardRequest) w
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
+			defer r.guard("call", netip.AddrPortFrom(to, port))
 			fault := r.callPort(s, netip.AddrPortFrom(to, port), q)
 			mu.Lock()
 			met[port] = fault
@@ -99,6 +100,7 @@ func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest
 			Size: wire.MessageSize, Time: r.now(), Seen: to,
 		}
 		wg.Go(func() {
+			defer r.guard("call", to)
 			select {
 			case <-time.After(time.Duration(i) * inwardSpacing):
 			case <-ctx.Done():

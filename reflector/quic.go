@@ -52,6 +52,8 @@ type quicPort struct {
 	in   chan quicDatagram
 	wake chan struct{}
 
+	withheld atomic.Int64 // packets that the library would have sent, for want of credit
+
 	mu     sync.Mutex
 	total  int
 	source map[netip.Addr]int     // connections of each source
@@ -208,16 +210,18 @@ type quicArrival struct {
 }
 
 // admit counts a connection, unless there are too many.
-func (q *quicPort) admit(ctx context.Context, info *quic.ClientInfo) (context.Context, error) {
+func (q *quicPort) admit(ctx context.Context, info *quic.ClientInfo) (_ context.Context, err error) {
 	peer, ok := info.RemoteAddr.(*quicPeer)
 	if !ok || !info.AddrVerified {
 		return nil, errQUICUnproven
 	}
+	defer q.r.guardErr("QUIC connection", peer.remote, &err)
 	if !q.count(peer.remote, 1) {
 		return nil, errQUICFull
 	}
 	a := &quicArrival{peer: peer}
 	context.AfterFunc(ctx, func() {
+		defer q.r.guard("QUIC connection", peer.remote)
 		q.count(peer.remote, -1)
 		if !a.accepted.Swap(true) {
 			seen := a.tls
@@ -252,14 +256,16 @@ func add[K comparable](m map[K]int, k K, n int) {
 // tls is the far end's side of the handshake; it notes what it sees of it.
 func (q *quicPort) tls() *tls.Config {
 	config := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{http3.NextProtoH3}}
-	config.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
-		cert, err := q.r.Certificate(h)
+	config.GetCertificate = func(h *tls.ClientHelloInfo) (cert *tls.Certificate, err error) {
+		defer q.r.guardErr("QUIC handshake", helloFrom(h), &err)
+		cert, err = q.r.Certificate(h)
 		if a, ok := h.Context().Value(quicKey{}).(*quicArrival); ok && err == nil {
 			a.tls.Certificate = digest(cert.Certificate[0])
 		}
 		return cert, err
 	}
-	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (_ *tls.Config, err error) {
+		defer q.r.guardErr("QUIC handshake", helloFrom(h), &err)
 		if a, ok := h.Context().Value(quicKey{}).(*quicArrival); ok {
 			a.tls.ServerName, a.tls.Offered = h.ServerName, h.SupportedProtos
 		}
@@ -268,15 +274,23 @@ func (q *quicPort) tls() *tls.Config {
 	return config
 }
 
+// helloFrom is who a ClientHello is from.
+func helloFrom(h *tls.ClientHelloInfo) (from netip.AddrPort) {
+	if a, ok := h.Context().Value(quicKey{}).(*quicArrival); ok {
+		from = a.peer.remote
+	}
+	return from
+}
+
 // serve serves one connection whose handshake is done.
 func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	defer conn.CloseWithError(0, "") // nothing when it is closed
-	defer q.r.guard("QUIC connection", peerOf(conn))
 	a, ok := conn.Context().Value(quicKey{}).(*quicArrival)
 	if !ok || a.accepted.Swap(true) {
 		conn.CloseWithError(0, "") // it ended meanwhile
 		return
 	}
+	defer q.broken(a.peer)
 	seen := a.tls
 	told := new(told)
 	defer told.left(unmap(a.peer.remote), unmap(a.peer.local))
@@ -291,10 +305,12 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	}, quicFar{q.r, a.peer, told})
 }
 
-// peerOf is the remote end as it was when the connection began.
-func peerOf(conn *quic.Conn) netip.AddrPort {
-	a, _ := netip.ParseAddrPort(conn.RemoteAddr().String())
-	return a
+// broken is guard with the panic as an event.
+func (q *quicPort) broken(peer *quicPeer) {
+	if v := recover(); v != nil {
+		q.r.panicked("QUIC connection", peer.remote, v)
+		q.r.note(wire.Event{Time: q.r.now(), Transport: scenarios.UDP, Remote: peer.remote, Local: peer.local, Stage: protocol.StageToken, Fault: FaultPanic})
+	}
 }
 
 // quicFar is protocol.Far for one connection: from its proof on the session's
@@ -332,15 +348,17 @@ func (c quicConn) ReadFrom(b []byte) (int, net.Addr, error) {
 
 // WriteTo sends from where the peer aimed at, unless it has no connection and
 // no credit left.
-func (c quicConn) WriteTo(b []byte, to net.Addr) (int, error) {
+func (c quicConn) WriteTo(b []byte, to net.Addr) (_ int, err error) {
 	peer, ok := to.(*quicPeer)
 	if !ok {
 		return 0, fmt.Errorf("send to %v: not a peer", to)
 	}
+	defer c.r.guardErr("QUIC packet", peer.remote, &err)
 	c.mu.Lock()
 	proven := c.addr[peer.remote.Addr()] > 0
 	c.mu.Unlock()
 	if !proven && peer.credit.Add(-int64(len(b))) < 0 {
+		c.withheld.Add(1)
 		return len(b), nil
 	}
 	return len(b), c.send(b, peer.local, peer.remote)

@@ -145,6 +145,12 @@ func (r *Reflector) Serve(ctx context.Context) error {
 	var wg sync.WaitGroup
 	part := func(name string, fn func(context.Context) error) {
 		wg.Go(func() {
+			defer func() {
+				if v := recover(); v != nil { // without this part it cannot go on; the ledgers are still kept
+					r.panicked(name, netip.AddrPort{}, v)
+					cancel(fmt.Errorf("%s: panic: %v", name, v))
+				}
+			}()
 			if err := fn(ctx); err != nil && ctx.Err() == nil {
 				cancel(fmt.Errorf("%s: %w", name, err))
 			}

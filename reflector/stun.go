@@ -32,6 +32,7 @@ func (r *Reflector) relayConfig() relay.Config {
 		AllowPrivatePeers: r.cfg.PrivatePeers,
 		PlainSTUN:         r.cfg.PlainSTUN,
 		Event:             r.relayEvent,
+		Panicked:          func(remote netip.AddrPort, v any) { r.panicked("TURN allocation", remote, v) },
 		Unproven: func(b []byte, local, remote netip.AddrPort) {
 			r.strayDatagram(&steer.Datagram{Local: local, Remote: remote, Payload: b}, wire.SessionID{}, protocol.FaultForeign)
 		},

@@ -185,6 +185,21 @@ func (a *allocation) end() {
 	s.cfg.Event(ev)
 }
 
+// guard is deferred in what pion calls: a panic there ends the allocation alone.
+func (a *allocation) guard(err *error) {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if a.s.cfg.Panicked == nil {
+		panic(v)
+	}
+	*err = net.ErrClosed
+	a.s.cfg.Panicked(a.o.remote, v)
+	defer func() { _ = recover() }() // what is told of the end may be what panicked
+	a.end()
+}
+
 func (a *allocation) event(k Kind, result string) Event {
 	return Event{Time: a.s.cfg.Now(), Session: a.session, TCP: a.o.tcp,
 		Local: a.o.local, Remote: a.o.remote, Kind: k, Result: result}

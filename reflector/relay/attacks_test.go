@@ -339,6 +339,44 @@ func TestEchoPeerAnswersInsideTheServiceAndNeverWithMore(t *testing.T) {
 	}
 }
 
+// pion serves each allocation in goroutines of its own.
+func TestPanicInWhatPionCallsEndsOneAllocationAlone(t *testing.T) {
+	var asked, broken atomic.Int64
+	w := newWorld(t, echoing(&asked), func(cfg *Config) {
+		echo := cfg.Echo
+		cfg.Echo = func(session string, p []byte, at netip.AddrPort) []byte {
+			if string(p) == "bad" {
+				panic("an error in wallprobe")
+			}
+			return echo(session, p, at)
+		}
+		cfg.Panicked = func(remote netip.AddrPort, v any) {
+			if remote == remoteAddr && v == "an error in wallprobe" {
+				broken.Add(1)
+			}
+		}
+	})
+	u := w.newUser("wp-a", remoteAddr)
+	other := w.newUser("wp-a", netip.AddrPortFrom(remoteAddr.Addr(), remoteAddr.Port()+1))
+	for _, u := range []*client{u, other} {
+		echo := netip.AddrPortFrom(u.allocate().Addr(), 7)
+		if code, _ := u.ask(channelType, attr(stun.AttrChannelNumber, 0x40, 1, 0, 0), xorPeer(echo)); code != 0 {
+			t.Fatal(code)
+		}
+	}
+	say := func(u *client, s string) {
+		w.s.Datagram(append([]byte{0x40, 1, 0, byte(len(s))}, s...), u.local, u.remote)
+	}
+	say(u, "bad")
+	w.until("the allocation has ended", func() bool { w.s.mu.Lock(); defer w.s.mu.Unlock(); return broken.Load() == 1 && len(w.s.allocs) == 1 })
+	w.drain()
+	say(other, "ask")
+	if d := cmp.Diff("@\x01\x00\x03ans\x00", string(w.next().b)); d != "" {
+		t.Error(d)
+	}
+	w.stop()
+}
+
 func TestEchoPeerOpensNoOtherPortAndNoAddress(t *testing.T) {
 	var asked atomic.Int64
 	control, controlAddr := newPeer(t)

@@ -31,12 +31,17 @@ type relaySocket struct {
 }
 
 // ReadFrom gives pion the next packet from an allowed peer.
-func (r *relaySocket) ReadFrom(p []byte) (int, net.Addr, error) {
+func (r *relaySocket) ReadFrom(p []byte) (_ int, _ net.Addr, err error) {
+	defer func() {
+		if err != nil {
+			r.closed.Do(r.a.s.wg.Done)
+		}
+	}()
+	defer r.a.guard(&err)
 	for failures := 0; ; {
 		n, from, err := r.next(p)
 		select {
 		case <-r.a.done:
-			r.closed.Do(r.a.s.wg.Done)
 			return 0, nil, net.ErrClosed
 		default:
 		}
@@ -98,7 +103,8 @@ func (r *relaySocket) next(p []byte) (int, netip.AddrPort, error) {
 }
 
 // WriteTo sends a packet to an allowed peer.
-func (r *relaySocket) WriteTo(p []byte, to net.Addr) (int, error) {
+func (r *relaySocket) WriteTo(p []byte, to net.Addr) (_ int, err error) {
+	defer r.a.guard(&err)
 	peer := unmap(to.(*net.UDPAddr).AddrPort())
 	if reason, ok := r.a.peer(peer); !ok {
 		r.a.s.cfg.Count("turn-peer")

@@ -49,7 +49,7 @@ func (a *allocation) serve() error {
 		PacketConnConfigs: []turn.PacketConnConfig{{
 			PacketConn:            l,
 			RelayAddressGenerator: &generator{a: a},
-			PermissionHandler:     func(_ net.Addr, ip net.IP) bool { return a.vouched(ip) },
+			PermissionHandler:     l.permit,
 		}},
 	})
 	if err != nil {
@@ -59,8 +59,21 @@ func (a *allocation) serve() error {
 	return nil
 }
 
+// permit is pion's question about a peer.
+func (l *link) permit(_ net.Addr, ip net.IP) (ok bool) {
+	var err error
+	defer l.a.guard(&err)
+	return l.a.vouched(ip)
+}
+
 // ReadFrom gives pion the next message.
-func (l *link) ReadFrom(p []byte) (int, net.Addr, error) {
+func (l *link) ReadFrom(p []byte) (_ int, _ net.Addr, err error) {
+	defer func() {
+		if err != nil {
+			l.closed.Do(l.a.s.wg.Done)
+		}
+	}()
+	defer l.a.guard(&err)
 	select {
 	case <-l.a.done:
 		return l.fail()
@@ -91,13 +104,11 @@ func (l *link) ReadFrom(p []byte) (int, net.Addr, error) {
 	return copy(p, m.Raw), l.remote, nil
 }
 
-func (l *link) fail() (int, net.Addr, error) {
-	l.closed.Do(l.a.s.wg.Done)
-	return 0, nil, net.ErrClosed
-}
+func (l *link) fail() (int, net.Addr, error) { return 0, nil, net.ErrClosed }
 
 // WriteTo takes what pion has for the client.
-func (l *link) WriteTo(p []byte, _ net.Addr) (int, error) {
+func (l *link) WriteTo(p []byte, _ net.Addr) (_ int, err error) {
+	defer l.a.guard(&err)
 	var typ stun.MessageType
 	if looksLikeSTUN(p) {
 		typ.ReadValue(uint16(p[0])<<8 | uint16(p[1]))
@@ -106,8 +117,7 @@ func (l *link) WriteTo(p []byte, _ net.Addr) (int, error) {
 	if answer && l.asking {
 		return len(p), l.learn(p)
 	}
-	err := l.a.s.send(l.a.o, p)
-	if err != nil {
+	if err := l.a.s.send(l.a.o, p); err != nil {
 		l.a.s.cfg.Count("stun-send")
 	}
 	if answer {

@@ -83,6 +83,9 @@ type Config struct {
 	// anything that strangers may send: what is left of a session's own after a
 	// change on the way looks like that. Nil discards.
 	Unproven func(b []byte, local, remote netip.AddrPort)
+	// Panicked is told of a panic in what serves an allocation, which it ended.
+	// Nil lets it end the program, as pion calls it in goroutines of its own.
+	Panicked func(remote netip.AddrPort, v any)
 	// Send sends a datagram from exactly local to remote. Both are never in
 	// IPv4-mapped form.
 	Send func(b []byte, local, remote netip.AddrPort) error
