@@ -99,3 +99,11 @@ func (d *dialogue) hearBy(at time.Time) (string, error) {
 func foreign(wanted, line string) error {
 	return fmt.Errorf("%q where %s belongs: %w", line[:min(len(line), 80)], wanted, ErrForeign)
 }
+
+// saying gives the event of a connection what was said on it. There is none
+// while a panic is on its way out.
+func saying(events []wire.Event, said *wire.Said) {
+	if len(events) > 0 {
+		events[0].Said = said
+	}
+}

@@ -91,7 +91,7 @@ func serveDNSStream(ctx context.Context, c net.Conn, far Far) (events []wire.Eve
 	e.Stage = StageToken
 	said := new(wire.Transcript)
 	far.Tell(said)
-	defer func() { events[0].Said = said.Said() }()
+	defer func() { saying(events, said.Said()) }()
 	for range maxQueries {
 		c.SetDeadline(time.Now().Add(farStall))
 		p, err := readDNS(c)

@@ -139,7 +139,7 @@ func serve4DSQL(d *dialogue, far Far) (events []wire.Event) {
 	e := Arrived(d, far.Now())
 	e.Stage = StageLogin
 	far.Tell(d.said)
-	defer func() { events[0].Said = d.said.Said() }()
+	defer func() { saying(events, d.said.Said()) }()
 	command, headers, err := d.hear4D()
 	if err != nil {
 		return failed(e, err)

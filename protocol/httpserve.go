@@ -37,7 +37,7 @@ func serveHTTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 
 func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 	defer context.AfterFunc(ctx, func() { h.SetDeadline(past) })()
-	s := &httpServer{ctx: ctx, far: far, conn: h, arrived: Arrived(h, far.Now())}
+	s := &httpServer{ctx: ctx, far: far, conn: h, arrived: Arrived(h, far.Now()), outside: len(h.record().Heard)}
 	h.begins = s.tell
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true)
@@ -95,6 +95,7 @@ type httpServer struct {
 	requests  int
 	control   bool // some were control calls
 	told      bool // ledgers tell of the connection
+	outside   int  // lines of the record that were heard before it, outside a tunnel
 	exchanges []*httpExchange
 	panics    panics
 	unread    error // what kept the token in a body from being read
@@ -478,7 +479,7 @@ func (s *httpServer) strange(said *wire.Said) []wire.Event {
 	}
 	if s.requests == 0 {
 		e.Digest = digest(s.conn.first())
-		whole := len(said.Heard) > 0 && !s.conn.isHTTP2()
+		whole := len(said.Heard) > s.outside && !s.conn.isHTTP2()
 		if end := s.conn.end(); !whole && !errors.Is(end, errLongHead) {
 			e.Fault = faultOf(end)
 		}

@@ -141,7 +141,7 @@ func serveMySQL(ctx context.Context, c net.Conn, far Far) (events []wire.Event) 
 	e := Arrived(c, far.Now())
 	m := &mysqlConn{Conn: c, stall: farStall}
 	far.Tell(&m.said)
-	defer func() { events[0].Said = m.said.Said() }()
+	defer func() { saying(events, m.said.Said()) }()
 	login, err := greetMySQL(ctx, m, far, &e)
 	if err != nil {
 		return failed(e, err)

@@ -144,7 +144,7 @@ func serveScreenConnect(ctx context.Context, c net.Conn, far Far) (events []wire
 	e.Stage = StageToken
 	said := new(wire.Transcript)
 	far.Tell(said)
-	defer func() { events[0].Said = said.Said() }()
+	defer func() { saying(events, said.Said()) }()
 	c.SetDeadline(time.Now().Add(farStall))
 	head, read, err := readRelayHead(c)
 	if errors.Is(err, errScreenConnect) {

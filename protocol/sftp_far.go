@@ -42,7 +42,7 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	defer stop()
 	f := &sftpFar{conn: &sshConn{Conn: c}, e: Arrived(c, far.Now())}
 	f.e.Stage = StageBanner
-	defer func() { events[0].Said = f.conn.record() }()
+	defer func() { saying(events, f.conn.record()) }()
 	chans, reqs, err := f.shake(far)
 	if err != nil {
 		return failed(f.e, err)
