@@ -18,10 +18,9 @@ const maxLine = 1024
 // errLongLine ends a dialogue with a peer that sends lines without an end.
 var errLongLine = errors.New("line longer than 1024 bytes")
 
-// A dialogue speaks lines over a connection and records both directions, what is
-// sent before it is sent. Each
-// line has a deadline as a whole, so that a peer that sends one byte now and
-// then gains nothing.
+// A dialogue speaks lines over a connection and records both directions, what
+// goes out before it does. Each line has a deadline as a whole, so that a peer
+// that sends one byte now and then gains nothing.
 type dialogue struct {
 	net.Conn // writes go here; what is left to read is in r
 	r        *bufio.Reader
