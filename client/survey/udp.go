@@ -132,8 +132,9 @@ type tally struct {
 	index     []int32 // by port: index+1 in answers
 	sentAt    []time.Duration
 	replied   []bool
-	undecided int // ports with neither a valid reply nor a fault
-	pending   int // datagrams still to be sent or answered
+	undecided int     // ports with neither a valid reply nor a fault
+	heard     []uint8 // how many of each block of ports are decided
+	pending   int     // datagrams still to be sent or answered
 	progress  meter
 }
 
@@ -142,7 +143,7 @@ func (u UDP) tally() *tally {
 	n := len(answers)
 	return &tally{
 		UDP: u, answers: answers, index: index, undecided: n, pending: n * u.Attempts,
-		sentAt: make([]time.Duration, n*u.Attempts), replied: make([]bool, n*u.Attempts),
+		heard: make([]uint8, n/block+1), sentAt: make([]time.Duration, n*u.Attempts), replied: make([]bool, n*u.Attempts),
 		progress: meter{tell: u.Progress, total: n},
 	}
 }
@@ -179,8 +180,11 @@ func (t *tally) key(i, attempt int) int { return attempt*len(t.answers) + i }
 // skip tells whether port i needs no further datagram.
 func (t *tally) skip(i int) bool { return !t.All && t.decided(i) }
 
+// block is how many ports amid looks at in one step.
+const block = 16
+
 // amid tells whether port i is so deep among silent ones that one attempt less
-// proves as much.
+// proves as much. The rounds before the last have tried every one of them.
 func (t *tally) amid(i, attempt int) bool {
 	if t.Amid == 0 || t.All || attempt == 0 || attempt < t.Attempts-1 {
 		return false
@@ -189,12 +193,26 @@ func (t *tally) amid(i, attempt int) bool {
 	if first < 0 || last >= len(t.answers) || int(t.answers[last].Port)-int(t.answers[first].Port) != 2*t.Amid {
 		return false
 	}
-	for k := first; k <= last; k++ {
-		if t.decided(k) || int(t.answers[k].Sent) < attempt {
+	for k := first; k <= last; {
+		if k%block == 0 && k+block-1 <= last {
+			if t.heard[k/block] > 0 {
+				return false
+			}
+			k += block
+			continue
+		}
+		if t.decided(k) {
 			return false
 		}
+		k++
 	}
 	return true
+}
+
+// decide books that port i has answered or failed.
+func (t *tally) decide(i int) {
+	t.undecided--
+	t.heard[i/block]++
 }
 
 func (t *tally) decided(i int) bool { return t.answers[i].Answered > 0 || t.answers[i].Fault != None }
@@ -236,7 +254,7 @@ func (t *tally) reply(i int, b []byte, now time.Duration) (int, time.Duration) {
 	if a.Answered == 0 {
 		a.RTT = rtt
 		if a.Fault == None {
-			t.undecided--
+			t.decide(i)
 		}
 	}
 	t.replied[key] = true
@@ -266,7 +284,7 @@ func (t *tally) unanswered(i int) int {
 // likely to have met it, or -1.
 func (t *tally) fail(i int, o outcome) int {
 	if !t.decided(i) {
-		t.undecided--
+		t.decide(i)
 	}
 	t.answers[i].note(o)
 	if t.answers[i].Sent == 0 {
