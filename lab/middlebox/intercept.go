@@ -30,10 +30,6 @@ type Interceptor struct {
 	err       error // of making it
 }
 
-// speakFirst is how long a client may take to say something before the server
-// is taken to speak first, which is not how TLS begins.
-const speakFirst = 300 * time.Millisecond
-
 // handshakeTime bounds both handshakes together.
 const handshakeTime = 10 * time.Second
 
@@ -42,17 +38,17 @@ const drainTime = 5 * time.Second
 
 // Between is TCP.Between.
 func (i *Interceptor) Between(client, server net.Conn) {
-	near := &peeked{Conn: client, in: bufio.NewReader(client)}
+	near, far := &peeked{Conn: client, in: bufio.NewReader(client)}, &peeked{Conn: server, in: bufio.NewReader(server)}
 	switch {
 	case i.Later:
 		if !near.passUntilTLS(server) {
 			return
 		}
-	case !near.beginsTLS():
-		splice(near, server, nil)
+	case !near.beginsTLS(far):
+		splice(near, far, nil)
 		return
 	}
-	i.intercept(near, server)
+	i.intercept(near, far)
 }
 
 // intercept shakes hands with the server first, so that the client is told the
@@ -158,13 +154,28 @@ type peeked struct {
 
 func (p *peeked) Read(b []byte) (int, error) { return p.in.Read(b) }
 
-func (p *peeked) CloseWrite() error { return p.Conn.(*net.TCPConn).CloseWrite() }
+func (p *peeked) CloseWrite() error {
+	if half, ok := p.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return p.Close()
+}
 
-// beginsTLS tells whether the client says a handshake record first, RFC 8446
-// section 5.1.
-func (p *peeked) beginsTLS() bool {
-	_ = p.SetReadDeadline(time.Now().Add(speakFirst))
+// beginsTLS tells whether a handshake record of the client's is what is said
+// first, RFC 8446 section 5.1. It waits until either end speaks: a client that
+// takes its time is no other protocol.
+func (p *peeked) beginsTLS(server *peeked) bool {
+	past := time.Unix(1, 0)
+	spoke := make(chan struct{})
+	go func() {
+		defer close(spoke)
+		_, _ = server.in.Peek(1)
+		_ = p.SetReadDeadline(past) // it spoke first, or is gone
+	}()
 	first, _ := p.in.Peek(2)
+	_ = server.SetReadDeadline(past)
+	<-spoke
+	_ = server.SetReadDeadline(time.Time{})
 	_ = p.SetReadDeadline(time.Time{})
 	return len(first) == 2 && first[0] == 0x16 && first[1] == 3
 }
