@@ -31,6 +31,7 @@ type lane struct {
 	until time.Time
 	came  chan []byte
 	moved chan struct{} // the deadline was set anew
+	taken int           // datagrams
 }
 
 func newLane(answer func(n int, p []byte) [][]byte) *lane {
@@ -60,18 +61,25 @@ func (l *lane) Write(p []byte) (int, error) {
 }
 
 func (l *lane) Read(p []byte) (int, error) {
-	if l.refuse {
+	for l.refuse {
 		l.mu.Lock()
-		sent := len(l.sent)
+		sent, late := len(l.sent), !l.until.IsZero() && !time.Now().Before(l.until)
 		l.mu.Unlock()
-		if sent > 0 {
+		switch {
+		case late:
+			return 0, os.ErrDeadlineExceeded
+		case sent > 0:
 			time.Sleep(time.Millisecond)
 			return 0, syscall.ECONNREFUSED
 		}
+		time.Sleep(time.Millisecond)
 	}
 	for {
 		l.mu.Lock()
 		left := time.Until(l.until)
+		if l.until.IsZero() {
+			left = time.Hour
+		}
 		l.mu.Unlock()
 		if left <= 0 {
 			return 0, os.ErrDeadlineExceeded
@@ -80,6 +88,9 @@ func (l *lane) Read(p []byte) (int, error) {
 		select {
 		case b := <-l.came:
 			timer.Stop()
+			l.mu.Lock()
+			l.taken++
+			l.mu.Unlock()
 			return copy(p, b), nil
 		case <-l.moved:
 		case <-timer.C:
@@ -100,6 +111,11 @@ func (l *lane) SetReadDeadline(t time.Time) error {
 }
 
 func (l *lane) SetDeadline(t time.Time) error { return l.SetReadDeadline(t) }
+
+// Close ends all reads.
+func (l *lane) Close() error { return l.SetReadDeadline(past) }
+
+func (l *lane) SetWriteDeadline(time.Time) error { return nil }
 
 // plainFar answers messages as every UDP port of the reflector does.
 func plainFar(f *testFar, lost func(n int) bool) func(int, []byte) [][]byte {
