@@ -62,26 +62,50 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 	return b, true, done
 }
 
+// A served port is one of the reflector's.
+type served struct {
+	transport scenarios.Transport
+	port      uint16
+}
+
 // A tamperer stands at an address of its own before a reflector, and does to
-// every connection to a port what that port's mutant says.
+// every connection to a port, and to every datagram, what its mutant says.
 type tamperer struct {
 	at, far netip.Addr
 
 	mu      sync.Mutex
-	mutants map[uint16]mutant
-	hit     map[uint16]bool
+	mutants map[served]mutant
+	hit     map[served]bool
 }
 
-func (x *tamperer) set(m map[uint16]mutant) {
+func (x *tamperer) set(m map[served]mutant) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.mutants, x.hit = m, make(map[uint16]bool)
+	x.mutants, x.hit = m, make(map[served]bool)
 }
 
-func (x *tamperer) was(port uint16) bool {
+func (x *tamperer) was(s served) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.hit[port]
+	return x.hit[s]
+}
+
+func (x *tamperer) note(s served) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.hit != nil {
+		x.hit[s] = true
+	}
+}
+
+// mutant is what is done in a direction; nil is nothing.
+func (x *tamperer) mutant(s served, up bool) *mutant {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if m, ok := x.mutants[s]; ok && m.up == up {
+		return &m
+	}
+	return nil
 }
 
 // serve takes connections until l is closed, and waits for the last.
@@ -89,6 +113,7 @@ func (x *tamperer) serve(l net.Listener) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	port := l.Addr().(*net.TCPAddr).AddrPort().Port()
+	s := served{scenarios.TCP, port}
 	for {
 		near, err := l.Accept()
 		if err != nil {
@@ -101,43 +126,95 @@ func (x *tamperer) serve(l net.Listener) {
 				return
 			}
 			defer far.Close()
-			x.mu.Lock()
-			m, change := x.mutants[port]
-			x.mu.Unlock()
 			var both sync.WaitGroup
-			both.Go(func() { x.carry(far.(*net.TCPConn), near.(*net.TCPConn), port, m, change && m.up) })
-			both.Go(func() { x.carry(near.(*net.TCPConn), far.(*net.TCPConn), port, m, change && !m.up) })
+			both.Go(func() { x.carry(far.(*net.TCPConn), near.(*net.TCPConn), s, x.mutant(s, true)) })
+			both.Go(func() { x.carry(near.(*net.TCPConn), far.(*net.TCPConn), s, x.mutant(s, false)) })
 			both.Wait()
 		})
 	}
 }
 
-func (x *tamperer) carry(to, from *net.TCPConn, port uint16, m mutant, change bool) {
+func (x *tamperer) carry(to, from *net.TCPConn, s served, m *mutant) {
 	buf := make([]byte, 8<<10, 8<<10+1)
 	var offset int64
 	for {
 		n, err := from.Read(buf)
-		out, hit, done := buf[:n], false, false
-		if change {
-			out, hit, done = m.apply(out, offset)
+		out, hit, last := buf[:n], false, false
+		if m != nil {
+			out, hit, last = m.apply(out, offset)
 		}
 		offset += int64(n)
-		if hit {
-			x.mu.Lock()
-			x.hit[port] = true
-			x.mu.Unlock()
-		}
 		if _, werr := to.Write(out); werr != nil {
 			err = werr
 		}
-		if done || err != nil {
+		if last || err != nil {
 			to.CloseWrite()
-			if err != io.EOF {
-				from.CloseRead()
-			}
+			rest, _ := io.Copy(io.Discard, from)
+			hit = hit && (!last || len(out) < n || rest > 0) // else it was the last one anyway
+		}
+		if hit {
+			x.note(s)
+		}
+		if last || err != nil {
 			return
 		}
 	}
+}
+
+// relay does the same for datagrams until c is closed. Each near end has a
+// socket of its own before the reflector.
+func (x *tamperer) relay(c *net.UDPConn) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	s := served{scenarios.UDP, c.LocalAddr().(*net.UDPAddr).AddrPort().Port()}
+	flows := make(map[netip.AddrPort]*net.UDPConn)
+	defer func() {
+		for _, far := range flows {
+			far.Close()
+		}
+	}()
+	buf := make([]byte, 2048)
+	for {
+		n, from, err := c.ReadFromUDPAddrPort(buf)
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			continue // an ICMP error of an earlier one
+		}
+		far := flows[from]
+		if far == nil {
+			if far, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(x.far, s.port))); err != nil {
+				continue
+			}
+			flows[from] = far
+			wg.Go(func() {
+				buf := make([]byte, 2048)
+				for {
+					n, err := far.Read(buf)
+					if errors.Is(err, net.ErrClosed) {
+						return
+					}
+					c.WriteToUDPAddrPort(x.datagram(buf[:n], s, false), from)
+				}
+			})
+		}
+		far.Write(x.datagram(buf[:n], s, true))
+	}
+}
+
+// datagram is what becomes of one, wherever in it the mutant's place is.
+func (x *tamperer) datagram(b []byte, s served, up bool) []byte {
+	m := x.mutant(s, up)
+	if m == nil || len(b) == 0 {
+		return b
+	}
+	m.at %= int64(len(b))
+	out, _, last := m.apply(b, 0)
+	if !last || len(out) < len(b) {
+		x.note(s)
+	}
+	return out
 }
 
 // tunnels is a proxy for control, which nobody tampers with.
@@ -165,27 +242,38 @@ func (x *tamperer) tunnels(w http.ResponseWriter, req *http.Request) {
 	wg.Wait()
 }
 
-// everyProtocol is a scenario of one path for each protocol over TCP.
+// everyProtocol is a scenario of one path for each protocol.
 func everyProtocol(t *testing.T, base int) *scenarios.Scenario {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(`schema: wallprobe/scenario/1
 name: every-protocol
-title: every protocol over TCP
+title: every protocol
 version: 1
 sources: [{id: D0, file: own.txt, title: own notes, language: en}]
 roles: [{name: agent, title: the agent, site: here}, {name: server, title: the server, site: there}]
 paths:
 `)
 	var ids []string
-	for i, name := range protocol.Names() {
-		if protocol.On(name, scenarios.TCP) == nil {
-			continue
+	for i, name := range append(protocol.Names(), protocol.Datagram, protocol.STUN, protocol.TURN) {
+		var over []string
+		switch p := protocol.Named(name); {
+		case name == protocol.Datagram:
+			over = []string{"udp"}
+		case p == nil:
+			over = []string{"tcp", "udp"}
+		default:
+			if p.TCP != nil {
+				over = append(over, "tcp")
+			}
+			if p.UDP != nil {
+				over = append(over, "udp")
+			}
 		}
 		id := fmt.Sprintf("M-%d", i)
 		ids = append(ids, id)
-		fmt.Fprintf(&b, "  - {id: %s, title: %s, from: [agent], to: [server], direction: out, transport: [tcp], ports: \"%d\", protocol: %s, names: [a.example], need: req, source: D0, quote: q}\n",
-			id, name, base+i, name)
+		fmt.Fprintf(&b, "  - {id: %s, title: %s, from: [agent], to: [server], direction: out, transport: [%s], ports: \"%d\", protocol: %s, names: [a.example], need: req, source: D0, quote: q}\n",
+			id, name, strings.Join(over, ", "), base+i, name)
 	}
 	fmt.Fprintf(&b, "outcomes:\n  - {id: all, title: all, roles: [agent], ways: [{title: all, paths: [%s]}]}\n", strings.Join(ids, ", "))
 	s, err := scenarios.Parse("every.yaml", []byte(b.String()))
@@ -210,22 +298,8 @@ func startTampered(t *testing.T) *tampered {
 		x := &tampered{tamperer: &tamperer{at: netip.MustParseAddr("127.77.0.1"), far: loopback}, log: new(bytes.Buffer)}
 		x.scenario = everyProtocol(t, 10000+rand.IntN(9000))
 		tcp, udp := scenarios.Ports(x.scenario)
-		var listeners []net.Listener
-		shut := func() {
-			for _, l := range listeners {
-				l.Close()
-			}
-		}
-		var err error
-		for port := range tcp.All {
-			var l net.Listener
-			if l, err = net.Listen("tcp", netip.AddrPortFrom(x.at, port).String()); err != nil {
-				break
-			}
-			listeners = append(listeners, l)
-		}
+		serve, shut, err := x.listen(tcp, udp)
 		if err != nil {
-			shut()
 			continue
 		}
 		r, err := reflector.Listen(reflector.Config{Key: testKey, Addrs: []netip.Addr{loopback}, TCP: tcp, UDP: udp, Mode: steer.Sockets,
@@ -244,9 +318,7 @@ func startTampered(t *testing.T) *tampered {
 				t.Error(err)
 			}
 		})
-		for _, l := range listeners {
-			wg.Go(func() { x.serve(l) })
-		}
+		wg.Go(serve)
 		proxy := httptest.NewServer(http.HandlerFunc(x.tunnels))
 		x.proxy, _ = url.Parse(proxy.URL)
 		x.stop = sync.OnceFunc(func() { shut(); cancel(); proxy.CloseClientConnections(); wg.Wait(); proxy.Close() })
@@ -255,6 +327,41 @@ func startTampered(t *testing.T) *tampered {
 	}
 	t.Fatal("no free ports in 20 tries")
 	return nil
+}
+
+// listen opens all ports or none; serve returns after shut.
+func (x *tamperer) listen(tcp, udp scenarios.PortSet) (serve, shut func(), err error) {
+	var open []io.Closer
+	var each []func()
+	shut = func() {
+		for _, c := range open {
+			c.Close()
+		}
+	}
+	for port := range tcp.All {
+		l, err := net.Listen("tcp", netip.AddrPortFrom(x.at, port).String())
+		if err != nil {
+			shut()
+			return nil, nil, err
+		}
+		open, each = append(open, l), append(each, func() { x.serve(l) })
+	}
+	for port := range udp.All {
+		c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(x.at, port)))
+		if err != nil {
+			shut()
+			return nil, nil, err
+		}
+		open, each = append(open, c), append(each, func() { x.relay(c) })
+	}
+	serve = func() {
+		var wg sync.WaitGroup
+		for _, f := range each {
+			wg.Go(f)
+		}
+		wg.Wait()
+	}
+	return serve, shut, nil
 }
 
 // run measures it; a run that does not end fails with all stacks.
@@ -283,29 +390,32 @@ func TestTamperedPathIsNeverOpen(t *testing.T) {
 	for _, f := range x.run(t, 10*time.Second).Findings {
 		// The ports of FTP's data connections have nobody before the reflector.
 		if (f.Verdict == Open) != (f.Protocol != "ftp") {
-			t.Errorf("untampered, %s: %s, %s", f.Protocol, f.Sentence(), f.Why)
+			t.Errorf("untampered, %s over %s: %s, %s", f.Protocol, f.Transport, f.Sentence(), f.Why)
 		}
 	}
 	r := rand.New(rand.NewPCG(1, 2))
-	hits := 0
+	all, hits := 0, 0
 	for round := range rounds {
-		mutants := make(map[uint16]mutant)
+		mutants := make(map[served]mutant)
 		for _, p := range x.scenario.Paths {
-			mutants[p.Ports[0].First] = newMutant(r)
+			for _, t := range p.Transport {
+				mutants[served{t, p.Ports[0].First}] = newMutant(r)
+			}
 		}
 		x.set(mutants)
 		for _, f := range x.run(t, time.Second).Findings {
-			port := f.Ports[0].First
-			if !x.was(port) {
+			at := served{f.Transport, f.Ports[0].First}
+			all++
+			if !x.was(at) {
 				continue
 			}
 			if hits++; f.Verdict == Open {
-				t.Errorf("round %d, %s: open, though this was done to it: %+v (%s)", round, f.Protocol, mutants[port], f.Why)
+				t.Errorf("round %d, %s over %s: open, though this was done to it: %+v (%s)", round, f.Protocol, f.Transport, mutants[at], f.Sentence())
 			}
 		}
 	}
 	x.stop()
-	if all := rounds * len(x.scenario.Paths); hits < all/2 {
+	if hits < all/2 {
 		t.Errorf("%d of %d exchanges were tampered with", hits, all)
 	}
 	if x.log.Len() > 0 {
