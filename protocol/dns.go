@@ -163,7 +163,7 @@ func (x Exchange) checkDNS(q *dns.Msg, b []byte, r *Result) (line string, err er
 		return "", fmt.Errorf("%w: %w", err, ErrForeign)
 	}
 	if !wholeDNS(b, &a) {
-		return "", fmt.Errorf("its header counts other records than it has: %w", errAltered)
+		return "", fmt.Errorf("it has other records than its header counts, or more: %w", errAltered)
 	}
 	token := dnsToken(&a)
 	if err = x.CheckToken(token, r); err != nil {
@@ -471,14 +471,27 @@ func answerDNS(p []byte, from, _ netip.AddrPort, far Far) (reply []byte, e wire.
 }
 
 // wholeDNS tells whether a message has what its header counts (RFC 1035 section
-// 4.1.1); a parser may take what there is.
+// 4.1.1) and nothing behind it; a parser may take what there is, and leave what
+// it has no use for.
 func wholeDNS(b []byte, m *dns.Msg) bool {
 	for i, n := range []int{len(m.Question), len(m.Answer), len(m.Ns), len(m.Extra)} {
 		if len(b) < 12 || int(binary.BigEndian.Uint16(b[4+2*i:])) != n {
 			return false
 		}
 	}
-	return true
+	end, err := 12, error(nil)
+	for range m.Question {
+		if _, end, err = dns.UnpackDomainName(b, end); err != nil {
+			return false
+		}
+		end += 4 // type and class
+	}
+	for range len(m.Answer) + len(m.Ns) + len(m.Extra) {
+		if _, end, err = dns.UnpackRR(b, end); err != nil {
+			return false
+		}
+	}
+	return end == len(b)
 }
 
 // unpackQuery reads a query with one question; whatever else there is has no
@@ -489,7 +502,7 @@ func unpackQuery(p []byte) (*dns.Msg, error) {
 		return nil, fmt.Errorf("%w: %w", err, ErrForeign)
 	}
 	if !wholeDNS(p, q) {
-		return nil, fmt.Errorf("its header counts other records than it has: %w", ErrForeign)
+		return nil, fmt.Errorf("it has other records than its header counts, or more: %w", ErrForeign)
 	}
 	if q.Response || len(q.Question) != 1 || q.Opcode != dns.OpcodeQuery {
 		return nil, ErrForeign

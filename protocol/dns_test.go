@@ -61,6 +61,7 @@ func TestDNSAnswerIsPaidForByTheQuery(t *testing.T) {
 		"an answer":               {f.query(t, func(q *dns.Msg) { q.Response = true }), "", false},
 		"two questions":           {f.query(t, func(q *dns.Msg) { q.Question = append(q.Question, q.Question[0]) }), "", false},
 		"an update":               {f.query(t, func(q *dns.Msg) { q.Opcode = dns.OpcodeUpdate }), "", false},
+		"a byte behind it":        {append(f.query(t, nil), 0), "", false},
 		"rubbish":                 {[]byte(strings.Repeat("A", 200)), "", false},
 		"nothing":                 {nil, "", false},
 	} {
@@ -297,6 +298,7 @@ func FuzzDNSFarEnd(f *testing.F) {
 	far.cert = nil
 	f.Add(far.query(f, nil))
 	f.Add(far.query(f, func(q *dns.Msg) { q.Extra = nil }))
+	f.Add(append(far.query(f, nil), 0))
 	b, _ := new(dns.Msg).SetQuestion("www.example.", dns.TypeANY).Pack()
 	f.Add(b)
 	f.Add([]byte{})

@@ -73,7 +73,8 @@ func FuzzControlReply(f *testing.F) {
 // What is read of a journal's line or a request is written the same again.
 func FuzzControlJSON(f *testing.F) {
 	for _, s := range []string{`{}`, `{"ledger":{"session":"00000000000000000000000000000000","probes":[{"probe":1,"events":[{"remote":"1.2.3.4:5","fault":"eof"}]}],"tcp":"1-2"}}`,
-		`{"unclaimed":{"tcp":"443","syns":[{"source":"::1"}]}}`, `{"nonce":"x"}`, `{"tcp":"2-1"}`} {
+		`{"unclaimed":{"tcp":"443","syns":[{"source":"::1"}]}}`, `{"nonce":"x"}`, `{"tcp":"2-1"}`, `{"sent":3,"open":"1-9","fault":[{"ports":"10","fault":"refused"}]}`,
+		`{"port":40000,"ufrag":"abcd","pwd":"0123456789012345678901","addr":"::ffff:1.2.3.4","candidates":[""]}`} {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -82,7 +83,9 @@ func FuzzControlJSON(f *testing.F) {
 		again[HelloReply](t, b)
 		again[LedgerRequest](t, b)
 		again[InwardRequest](t, b)
+		again[InwardReply](t, b)
 		again[ICERequest](t, b)
+		again[ICEReply](t, b)
 	})
 }
 
