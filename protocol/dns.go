@@ -396,11 +396,16 @@ func (a *dnsAsker) heard(b []byte) (done bool, err error) {
 	asked, ok := a.asked[binary.BigEndian.Uint16(b)]
 	x := a.Exchange
 	x.Attempt = asked.attempt
-	if !ok || !x.answers(asked.q, b) {
+	var line string
+	switch {
+	case ok && x.answers(asked.q, b):
+		line, err = x.checkDNS(asked.q, b, a.r)
+	case !ok && x.holdsToken(b):
+		line, err = "answer with another id", fmt.Errorf("the answer has the id of no query: %w", errAltered)
+	default:
 		a.r.Strays++ // anybody may send that, and the far end's own may still come
 		return false, nil
 	}
-	line, err := x.checkDNS(asked.q, b, a.r)
 	switch {
 	case err == nil && a.wrong == nil:
 		a.said.Hear(line)
@@ -426,6 +431,11 @@ func (x Exchange) answers(q *dns.Msg, b []byte) bool {
 			return true
 		}
 	}
+	return x.holdsToken(b)
+}
+
+// holdsToken tells whether the far end's token is in a message.
+func (x Exchange) holdsToken(b []byte) bool {
 	var a dns.Msg
 	return a.Unpack(b) == nil && x.CheckToken(dnsToken(&a), new(Result)) == nil
 }

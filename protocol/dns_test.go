@@ -201,6 +201,10 @@ func TestNearEndOfDNSTellsWhatComesBack(t *testing.T) {
 		"answers to nobody":           {func(*testFar, int, []byte) [][]byte { return [][]byte{{1}, []byte("hello there")} }, outcome{StageToken, FaultTimeout, 3, 0, "", 6}},
 		"answers to another question": {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{toAnother(p)} }, outcome{StageToken, FaultTimeout, 3, 0, "", 3}},
 		"an answer with another id":   {func(_ *testFar, _ int, p []byte) [][]byte { return [][]byte{guessed(forged(p))} }, outcome{StageToken, FaultTimeout, 3, 0, "", 3}},
+		"the reflector, with another id": {func(f *testFar, _ int, p []byte) [][]byte {
+			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
+			return [][]byte{guessed(b)}
+		}, outcome{StageToken, FaultAltered, 1, 0, "answer with another id", 0}},
 		"strays before the reflector": {func(f *testFar, _ int, p []byte) [][]byte {
 			b, _ := answerDNS(p, dnsFrom, dnsFrom, f)
 			return [][]byte{{}, guessed(forged(p)), toAnother(p), p, b}
