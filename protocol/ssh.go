@@ -130,7 +130,7 @@ func (c *sshConn) record(said *wire.Said) {
 		said.Say(strings.TrimRight(string(c.sent), "\r\n"))
 	}
 	if len(c.heard) > 0 {
-		said.Hear(strings.TrimRight(string(c.heard), "\r\n"))
+		said.Hear(asHeard(string(c.heard)))
 	}
 }
 
