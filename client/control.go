@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -152,13 +153,14 @@ func (f *farEnd) url(p controlPort) string {
 
 // greet says hello and measures the round-trip time by the way.
 func (f *farEnd) greet(ctx context.Context, base, program string) (hello wire.HelloReply, rtt time.Duration, err error) {
-	var began time.Time
+	var began, took atomic.Int64 // a connection may still be tried when the call has ended
+	start := time.Now()
 	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		ConnectStart: func(string, string) { began = time.Now() },
-		ConnectDone:  func(string, string, error) { rtt = time.Since(began) },
+		ConnectStart: func(string, string) { began.Store(int64(time.Since(start))) },
+		ConnectDone:  func(string, string, error) { took.Store(int64(time.Since(start)) - began.Load()) },
 	})
 	err = f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Age: time.Since(f.began), Program: program}, &hello)
-	return hello, rtt, err
+	return hello, time.Duration(took.Load()), err
 }
 
 func (f *farEnd) call(ctx context.Context, base, name string, body, into any) error {

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -49,6 +50,9 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 	}
 	switch m.kind {
 	case "flipped":
+		if i >= 2 && b[i-2] >= 20 && b[i-2] <= 22 && b[i-1] == 3 && i+1 < int64(len(b)) {
+			i++ // the version of a TLS record in clear, which nobody may mind (RFC 8446 section 5.1)
+		}
 		b[i] ^= m.with
 	case "put in":
 		b = slices.Insert(b, int(i), m.with)
@@ -299,6 +303,9 @@ func startTampered(t *testing.T) *tampered {
 		x.scenario = everyProtocol(t, 10000+rand.IntN(9000))
 		tcp, udp := scenarios.Ports(x.scenario)
 		serve, shut, err := x.listen(tcp, udp)
+		if errors.Is(err, syscall.EADDRNOTAVAIL) {
+			t.Skip(err) // systems where 127.77.0.1 is no address
+		}
 		if err != nil {
 			continue
 		}
@@ -379,8 +386,8 @@ func (x *tampered) run(t *testing.T, timeout time.Duration) *Result {
 	return got
 }
 
-// rounds of one exchange in each way of each protocol.
-const rounds = 12
+// rounds, each with one change to every protocol's exchange: some 300.
+const rounds = 8
 
 // Whatever is done to a byte, on whatever protocol, between a real client and a
 // real reflector: nobody panics or hangs, nothing is left running, and never is

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -153,27 +154,57 @@ func TestNoProtocolOverlooksAChangedByte(t *testing.T) {
 			for _, up := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s/%d/%v", p, at, up), func(t *testing.T) {
 					t.Parallel()
-					f := newFar()
-					x := f.exchange()
-					x.Bytes, x.Stall = 4096, 300*time.Millisecond
 					changed := false
 					b := box{up: flip(at, &changed)}
 					if !up {
 						b = box{down: flip(at, &changed)}
 					}
-					res, _, events := play(t, loopback, p, f, x, b)
-					if !changed || len(events) != 1 || res.Stage != StageDone || events[0].Stage != StageDone {
-						return
-					}
-					if res.TLS != nil && res.TLS.HelloDigest != events[0].TLS.HelloDigest {
-						return
-					}
-					if cmp.Equal(mirrored(res.Said), events[0].Said, same) {
-						t.Errorf("nobody saw it: %+v, %+v", res, events)
-					}
+					overlooked(t, p, b, &changed)
 				})
 			}
 		}
+	}
+}
+
+// Nor when the line ends in clear become others, as some boxes write them.
+func TestNoProtocolOverlooksAChangedLineEnd(t *testing.T) {
+	for _, p := range every(t) {
+		for _, up := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s/%v", p, up), func(t *testing.T) {
+				t.Parallel()
+				changed := false
+				bare := func(_ int64, b []byte) ([]byte, bool) {
+					if i := bytes.Index(b, []byte("\r\n")); i >= 0 {
+						b, changed = slices.Delete(b, i, i+1), true
+					}
+					return b, true
+				}
+				b := box{up: bare}
+				if !up {
+					b = box{down: bare}
+				}
+				overlooked(t, p, b, &changed)
+			})
+		}
+	}
+}
+
+// overlooked fails when the box changed something and neither end, nor a look at
+// both their records, shows it.
+func overlooked(t *testing.T, p spoken, b box, changed *bool) {
+	t.Helper()
+	f := newFar()
+	x := f.exchange()
+	x.Bytes, x.Stall = 4096, 300*time.Millisecond
+	res, _, events := play(t, loopback, p, f, x, b)
+	if !*changed || len(events) != 1 || res.Stage != StageDone || events[0].Stage != StageDone {
+		return
+	}
+	if res.TLS != nil && res.TLS.HelloDigest != events[0].TLS.HelloDigest {
+		return
+	}
+	if cmp.Equal(mirrored(res.Said), events[0].Said, same) {
+		t.Errorf("nobody saw it: %+v, %+v", res, events)
 	}
 }
 

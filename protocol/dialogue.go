@@ -55,7 +55,7 @@ func (d *dialogue) early() error {
 		return nil
 	}
 	for line := range strings.Lines(string(b)) {
-		d.said.Hear(strings.TrimRight(line, "\r\n"))
+		d.said.Hear(asHeard(line))
 	}
 	return fmt.Errorf("%d bytes came before TLS began: %w", len(b), errAltered)
 }
@@ -86,11 +86,23 @@ func (d *dialogue) hearBy(at time.Time) (string, error) {
 	if errors.Is(err, bufio.ErrBufferFull) {
 		err = errLongLine
 	}
-	line := strings.TrimRight(string(b), "\r\n")
 	if len(b) > 0 {
-		d.said.Hear(line)
+		d.said.Hear(asHeard(string(b)))
 	}
-	return line, err
+	return strings.TrimRight(string(b), "\r\n"), err
+}
+
+// asHeard is a line as it is recorded: without the end that our lines have. One
+// that came with another end is recorded with that, so that the ends' records
+// differ where somebody changed it.
+func asHeard(b string) string {
+	if line, ok := strings.CutSuffix(b, "\r\n"); ok {
+		return line
+	}
+	if strings.HasSuffix(b, "\n") {
+		return b
+	}
+	return strings.TrimRight(b, "\r") // its end may be under way
 }
 
 // foreign says that a line is not what the other end says at this point. The

@@ -51,7 +51,7 @@ type answering struct {
 	with []byte
 }
 
-func socketThatHears(with []byte) answering {
+func answeringWith(with []byte) answering {
 	c, _ := remembered(ftpNearAddr, ftpFarAddr)
 	c.local, c.remote = net.UDPAddrFromAddrPort(ftpNearAddr), net.UDPAddrFromAddrPort(ftpFarAddr)
 	return answering{c, with}
@@ -86,7 +86,7 @@ func FuzzDatagramNearEnds(f *testing.F) {
 		p := all[int(which)%len(all)]
 		defer hangs()()
 		synctest.Test(t, func(t *testing.T) {
-			c := socketThatHears(b[:min(len(b), 1500)])
+			c := answeringWith(b[:min(len(b), 1500)])
 			defer c.Close()
 			began := time.Now()
 			r := p.UDP.Probe(t.Context(), c, x)

@@ -58,18 +58,18 @@ func (h *heads) feed(b []byte) {
 		h.line = append(h.line, b[:n]...)
 		b = b[n:]
 		if end >= 0 {
-			h.whole(strings.TrimSuffix(string(h.line[:len(h.line)-1]), "\r"))
+			h.whole(asHeard(string(h.line)))
 			h.line = h.line[:0]
 		}
 	}
 }
 
-// whole takes one line.
+// whole takes one line, as asHeard gives it.
 func (h *heads) whole(line string) {
-	switch {
+	switch text := strings.TrimSuffix(line, "\n"); {
 	case strings.HasPrefix(line, "PRI * HTTP/2"):
 		h.ended, h.http2 = true, true // RFC 9113 section 3.4
-	case line != "":
+	case text != "":
 		h.lines = append(h.lines, line)
 	case len(h.lines) > 0: // else an empty line before a head, which is ignored (RFC 9112 section 2.2)
 		h.keep(h.lines[0])
@@ -78,7 +78,7 @@ func (h *heads) whole(line string) {
 		for _, f := range fields {
 			h.keep(f)
 		}
-		h.keep("")
+		h.keep(line)
 		h.body, h.ended = framing(h.lines[0], fields)
 		h.lines, h.size = nil, 0
 	}

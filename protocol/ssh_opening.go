@@ -75,7 +75,7 @@ func (o *sshOpening) said() (lines []string, whole bool) {
 	if len(line) == 0 {
 		return nil, false
 	}
-	lines = append(lines, strings.TrimRight(string(line), "\r\n"))
+	lines = append(lines, asHeard(string(line)))
 	if !isSSH(line) {
 		return lines, false
 	}
