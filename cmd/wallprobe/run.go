@@ -177,7 +177,7 @@ func givenProxy(text string) (*url.URL, error) {
 		return nil, nil
 	}
 	u, err := url.Parse(text)
-	if err != nil || u.Host == "" {
+	if err != nil || u.Hostname() == "" || !slices.Contains([]string{"http", "https", "socks5"}, u.Scheme) {
 		return nil, usage("--proxy %s: write it as http://HOST:PORT", text)
 	}
 	return u, nil
