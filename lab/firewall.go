@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 //go:embed firewalls/*.nft
@@ -37,15 +39,27 @@ func (e *RulesError) Error() string {
 	return fmt.Sprintf("firewall %s:\n%s", e.Firewall, e.Message)
 }
 
+// A MisfitError is why rules that nft loads say nothing here.
+type MisfitError struct {
+	Firewall string // its path
+	Why      string // begins with the line, where there is one
+}
+
+func (e *MisfitError) Error() string { return fmt.Sprintf("firewall %s:%s", e.Firewall, e.Why) }
+
 // OpenFirewall finds a built-in firewall by its name or reads a file of rules
 // in nft's own form.
 func OpenFirewall(nameOrFile string) (Firewall, error) {
 	if text, err := firewalls.ReadFile("firewalls/" + nameOrFile + ".nft"); err == nil {
 		return withBoxes(Firewall{Name: nameOrFile, Text: text})
 	}
-	text, err := os.ReadFile(nameOrFile)
+	text, err := readRules(nameOrFile)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\.`) {
-		return Firewall{}, fmt.Errorf("no firewall %q: neither a file nor one of %s", nameOrFile, strings.Join(FirewallNames(), ", "))
+		hint := ""
+		if near := scenarios.Nearest(nameOrFile, FirewallNames()); near != "" {
+			hint = fmt.Sprintf("; did you mean %q?", near)
+		}
+		return Firewall{}, fmt.Errorf("no firewall %q: neither a file nor one of %s%s", nameOrFile, strings.Join(FirewallNames(), ", "), hint)
 	}
 	if err != nil {
 		return Firewall{}, fmt.Errorf("firewall: %w", err)
@@ -54,6 +68,25 @@ func OpenFirewall(nameOrFile string) (Firewall, error) {
 		return Firewall{}, fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load; translate it with: iptables-restore-translate -f %[1]s", nameOrFile)
 	}
 	return withBoxes(Firewall{Name: filepath.Base(nameOrFile), Path: nameOrFile, Text: text})
+}
+
+// readRules reads a file, which must be one: the lab reads it again in its own
+// namespaces, where a pipe would be empty, and one without a writer never ends.
+func readRules(name string) ([]byte, error) {
+	if st, err := os.Stat(name); err == nil && !st.IsDir() && !st.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is a pipe or a device; save the rules to a file", name)
+	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	if at := bytes.IndexByte(text, 0); at >= 0 {
+		return nil, fmt.Errorf("%s:%d: a byte of zero: this is no text", name, 1+bytes.Count(text[:at], []byte("\n")))
+	}
+	if bytes.Contains(text, []byte("\r\n")) {
+		return nil, fmt.Errorf(`%s has the line ends of Windows, which nft refuses; mend it with: sed -i 's/\r$//' %[1]s`, name)
+	}
+	return text, nil
 }
 
 // withBoxes reads the boxes that the text asks for.

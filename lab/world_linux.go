@@ -101,7 +101,8 @@ func (w *World) Host(name string) *Host {
 }
 
 // Load replaces all rules of the firewall in one step; connections that it
-// knows stay known. Rules that nft refuses change nothing and give a *[RulesError].
+// knows stay known. Rules that nft refuses change nothing and give a *[RulesError];
+// those of a user that cannot be meant for this firewall give a *[MisfitError].
 func (w *World) Load(f Firewall) error { return w.load(context.Background(), f) }
 
 func (w *World) load(ctx context.Context, f Firewall) error {
@@ -119,9 +120,22 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 	if failed, ok := errors.AsType[*nftError](err); ok {
 		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
 		message = strings.ReplaceAll(message, "flush ruleset; ", "")
+		if strings.Contains(message, "Error: Interface does not exist") {
+			message += fmt.Sprintf("\nIn the lab %s is inside and %s outside.", w.config.Inside.Name, w.config.Outside.Name)
+		}
 		return &RulesError{Firewall: source, Message: strings.TrimSpace(message)}
 	}
-	return err
+	if err != nil || f.Path == "" || len(f.Boxes) > 0 {
+		return err
+	}
+	listing, err := w.Host(firewallName).NFT(ctx, nil, "list", "ruleset")
+	if err != nil {
+		return err
+	}
+	if why := misfit(listing, f.Text, w.config.Inside.Name, w.config.Outside.Name); why != "" {
+		return &MisfitError{Firewall: source, Why: why}
+	}
+	return nil
 }
 
 // Counters lists the rules of the firewall with what they have counted.

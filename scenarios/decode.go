@@ -282,7 +282,7 @@ func valueOf(n *yaml.Node) string {
 // suggest completes a sentence about an unknown word: with the nearest of the
 // known ones, or else with all of them if they fit into a sentence.
 func suggest(word string, known []string) string {
-	if near := nearest(word, known); near != "" {
+	if near := Nearest(word, known); near != "" {
 		return fmt.Sprintf("; did you mean %q?", near)
 	}
 	if len(known) == 0 || len(known) > 30 {

@@ -40,8 +40,8 @@ func (e Errors) sorted() Errors {
 	return e
 }
 
-// nearest returns the candidate that s was probably meant to be, or "".
-func nearest(s string, candidates []string) string {
+// Nearest returns the candidate that s was probably meant to be, or "".
+func Nearest(s string, candidates []string) string {
 	best, least := "", max(len(s)/3, 2)+1
 	for _, c := range candidates {
 		if len(s) >= 3 && strings.HasPrefix(c, s) {

@@ -56,7 +56,7 @@ func Load(nameOrFile string) (*Scenario, error) {
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\`) {
 		names := Names()
 		hint := ""
-		if near := nearest(nameOrFile, names); near != "" {
+		if near := Nearest(nameOrFile, names); near != "" {
 			hint = fmt.Sprintf("; did you mean %q?", near)
 		}
 		return nil, fmt.Errorf("no scenario and no file is named %q: built in are %s%s", nameOrFile, strings.Join(names, ", "), hint)

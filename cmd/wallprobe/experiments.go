@@ -386,7 +386,7 @@ func writeRows(c *cli.Context, name string, rows []report.ExperimentRow) error {
 		return err
 	}
 	if err := writeWhole(name, b.Bytes()); err != nil {
-		return usage("--json: %v", err)
+		return cannotWrite(name, err)
 	}
 	return nil
 }

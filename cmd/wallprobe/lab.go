@@ -119,10 +119,10 @@ func labAction(c *cli.Context) error {
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
-	watch, stop := watching(out.line, number(len(firewalls), "firewall"), l.hint())
+	watch, stop := watching(out.line, labProgress(firewalls, 0, ""), l.hint())
 	defer stop()
 	results, err := measureAll(c.Context, firewalls, m, func(done int, doing string, soFar []*client.Result) {
-		watch.show(fmt.Sprintf("%d of %d firewalls, %s done", done, len(firewalls), doing))
+		watch.show(labProgress(firewalls, done, doing))
 		if done < len(firewalls) {
 			out.saveSoFar(soFar...)
 		}
@@ -150,6 +150,18 @@ func labAction(c *cli.Context) error {
 		return complete(results)
 	}
 	return verdictStatus(results)
+}
+
+// labProgress says how far a lab is, and which firewall was the last.
+func labProgress(firewalls []lab.Firewall, done int, last string) string {
+	if len(firewalls) == 1 {
+		return "measuring behind " + firewalls[0].Name
+	}
+	text := fmt.Sprintf("%d of %d firewalls", done, len(firewalls))
+	if last != "" {
+		text += ", " + last + " done"
+	}
+	return text
 }
 
 // complete is the exit status of a survey of firewalls: what they block is

@@ -45,10 +45,23 @@ func confined(list []*scenarios.Scenario, paths []string) ([]*scenarios.Scenario
 	}
 	for _, id := range paths {
 		if !known[id] {
-			return nil, usage("--path %s: no such path; wallprobe scenario show NAME lists them", id)
+			hint := ""
+			if near := scenarios.Nearest(strings.ToUpper(id), pathIDs(list)); near != "" {
+				hint = fmt.Sprintf("; did you mean %s?", near)
+			}
+			return nil, usage("--path %s: no such path; wallprobe scenario show NAME lists them%s", id, hint)
 		}
 	}
 	return out, nil
+}
+
+func pathIDs(list []*scenarios.Scenario) (ids []string) {
+	for _, s := range list {
+		for _, p := range s.Paths {
+			ids = append(ids, p.ID)
+		}
+	}
+	return ids
 }
 
 // long is what longFlags ask for.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
@@ -110,11 +111,31 @@ func strict(c *cli.Command, name string) {
 		}
 	}
 	c.OnUsageError = func(_ *cli.Context, err error, _ bool) error {
-		return usage("%s: %v; see wallprobe %s --help", name, err, name)
+		return usage("%s: %s; see wallprobe %s --help", name, wrongValue(c, err), name)
 	}
 	for _, sub := range c.Subcommands {
 		strict(sub, name+" "+sub.Name)
 	}
+}
+
+// wrongValue says how to write a value that could not be read; the flag
+// package says "parse error" alone.
+func wrongValue(c *cli.Command, err error) string {
+	for _, f := range c.Flags {
+		how := ""
+		switch f.(type) {
+		case *cli.DurationFlag:
+			how = "write a time with its unit, such as 500ms or 5s"
+		case *cli.IntFlag:
+			how = "write a whole number"
+		default:
+			continue
+		}
+		if text, ok := strings.CutSuffix(err.Error(), fmt.Sprintf("for flag -%s: parse error", f.Names()[0])); ok {
+			return fmt.Sprintf("%sfor --%s: %s", text, f.Names()[0], how)
+		}
+	}
+	return err.Error()
 }
 
 // version is the module's version with the commit it was built from.

@@ -60,14 +60,11 @@ func writable(name string) error {
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
-		if e, ok := errors.AsType[*fs.PathError](err); ok {
-			err = e.Err // it names the temporary file
-		}
-		return usage("--json %s: %v", name, err)
+		return cannotWrite(name, err)
 	}
 	f.Close()
 	if err := os.Remove(f.Name()); err != nil {
-		return usage("--json %s: %v", name, err)
+		return cannotWrite(name, err)
 	}
 	return nil
 }
@@ -169,10 +166,7 @@ func (o *output) finish() error {
 	if o.jsonName == "" {
 		return nil
 	}
-	if err := o.save(o.results); err != nil {
-		return usage("--json: %v", err)
-	}
-	return nil
+	return o.save(o.results)
 }
 
 func (o *output) close() { o.line.Clear() }
@@ -183,7 +177,19 @@ func (o *output) save(results []*client.Result) error {
 	if err := report.JSON(&b, results); err != nil {
 		return err
 	}
-	return writeWhole(o.jsonName, b.Bytes())
+	if err := writeWhole(o.jsonName, b.Bytes()); err != nil {
+		return cannotWrite(o.jsonName, err)
+	}
+	return nil
+}
+
+// cannotWrite names the file that somebody named, and not the temporary one
+// beside it.
+func cannotWrite(name string, err error) error {
+	if e, ok := errors.AsType[*fs.PathError](err); ok {
+		err = e.Err
+	}
+	return usage("--json %s: %v", name, err)
 }
 
 // writeWhole replaces a file by way of a temporary one beside it, unless it is

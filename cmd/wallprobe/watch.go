@@ -8,11 +8,11 @@ import (
 	"github.com/wallprobe/wallprobe/report"
 )
 
-// A watch shows how far a measurement is. What takes long and tells nothing of
-// itself meanwhile is shown once a second, with the time since it began.
+// A watch shows how far a measurement is: what it tells of itself, and once a
+// second the time since it began, so that waiting does not look like hanging.
 type watch struct {
 	line *report.ProgressLine
-	hint string // what takes long; empty is nothing
+	hint string // what was asked for that takes long; empty is nothing
 
 	began time.Time
 	mu    sync.Mutex
@@ -23,9 +23,6 @@ type watch struct {
 // done again.
 func watching(line *report.ProgressLine, text, hint string) (w *watch, stop func()) {
 	w = &watch{line: line, hint: hint, text: text, began: time.Now()}
-	if hint == "" {
-		return w, func() {}
-	}
 	end := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -62,8 +59,12 @@ func (w *watch) tell(now time.Time) {
 
 // state is the line as it stands: "3 of 4 ports; 12s gone: silences of up to 1m0s".
 func (w *watch) state(now time.Time) string {
-	if w.hint == "" {
-		return w.text
+	gone := now.Sub(w.began).Truncate(time.Second)
+	switch {
+	case w.hint != "":
+		return fmt.Sprintf("%s; %v gone: %s", w.text, gone, w.hint)
+	case gone > 0:
+		return fmt.Sprintf("%s; %v gone", w.text, gone)
 	}
-	return fmt.Sprintf("%s; %v gone: %s", w.text, now.Sub(w.began).Truncate(time.Second), w.hint)
+	return w.text
 }

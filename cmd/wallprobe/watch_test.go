@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/report"
 )
 
@@ -32,12 +33,31 @@ func TestWhatTakesLongIsShownEverySecondUntilItEnds(t *testing.T) {
 	})
 }
 
-func TestWhatIsQuickIsShownAsItIs(t *testing.T) {
-	var b bytes.Buffer
-	w, stop := watching(&report.ProgressLine{W: &b, Width: 120}, "", long{}.hint())
-	defer stop()
-	w.show("3 of 4 ports")
-	if b.String() != "\r3 of 4 ports" {
-		t.Errorf("%q", b.String())
+func TestWhatSaysNothingOfItselfIsShownEverySecondAsWell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b bytes.Buffer
+		w, stop := watching(&report.ProgressLine{W: &b, Width: 120}, "behind stateful", long{}.hint())
+		w.show("3 of 4 ports")
+		if b.String() != "\r3 of 4 ports" {
+			t.Errorf("%q", b.String())
+		}
+		time.Sleep(1500 * time.Millisecond) // of the test's own clock
+		stop()
+		if !strings.Contains(b.String(), "\r3 of 4 ports; 1s gone") {
+			t.Errorf("%q", b.String())
+		}
+	})
+}
+
+func TestProgressOfTheLabNamesOneFirewallOrCountsSeveral(t *testing.T) {
+	one, two := lab.Firewall{Name: "stateful"}, lab.Firewall{Name: "open"}
+	for want, got := range map[string]string{
+		"measuring behind stateful":   labProgress([]lab.Firewall{one}, 0, ""),
+		"0 of 2 firewalls":            labProgress([]lab.Firewall{one, two}, 0, ""),
+		"1 of 2 firewalls, open done": labProgress([]lab.Firewall{one, two}, 1, "open"),
+	} {
+		if got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
 	}
 }

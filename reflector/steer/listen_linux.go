@@ -124,7 +124,12 @@ func (s *Set) listen(cfg Config, m Mode) error {
 	var failed failures
 	failed.add(scenarios.UDP, both(cfg.UDP, cfg.Reserved), ErrReserved)
 	tcp, udp := scenarios.Union(cfg.TCP), cfg.UDP.Without(cfg.Reserved)
-	var err error
+	others, err := foreign(s.addrs, tcp)
+	if err != nil {
+		return err
+	}
+	failed.add(scenarios.TCP, others, unix.EADDRINUSE)
+	tcp = tcp.Without(others)
 	switch m {
 	case BPF, TPROXY:
 		err = s.steer(cfg, m, tcp, udp, &failed)

@@ -218,6 +218,30 @@ func TestOtherProgramsKeepTheirPorts(t *testing.T) {
 	})
 }
 
+func TestPortsThatAnotherReflectorSteersAreTaken(t *testing.T) {
+	eachMode(t, []Mode{BPF, TPROXY}, func(t *testing.T, m Mode) {
+		w := newWorld(t)
+		serve(t, Config{Addrs: []netip.Addr{near4}, TCP: ports("443,40000-40100"), UDP: ports("40000-40100"), Mode: m}, echo{})
+		w.hear(netip.AddrPortFrom(near4, 443)) // opens what the runtime keeps open
+		before := openDescriptors(t)
+		for second, addrs := range map[Mode][]netip.Addr{m: nil, Sockets: {near4}} {
+			_, err := Listen(Config{Addrs: addrs, TCP: ports("22,443,40000-40100"), UDP: ports("50000-50100"), Mode: second})
+			want := "ports 443,40000-40100/tcp are already in use; stop that program, or leave the ports out with --except tcp/443,40000-40100, or go on without them with --allow-unbound"
+			if err == nil || cmp.Diff(want, err.Error()) != "" || !errors.Is(err, syscall.EADDRINUSE) {
+				t.Fatalf("%s: error %v\nwant %s", second, err, want)
+			}
+		}
+		until(t, "nothing is left after a failure", func() bool { return openDescriptors(t) <= before })
+		// Beside each other, both serve their own.
+		serve(t, Config{TCP: ports("22,443"), Mode: Sockets, AllowUnbound: true}, echo{})
+		for _, port := range []uint16{22, 443, 40001} {
+			if got, to := w.hear(netip.AddrPortFrom(near4, port)), netip.AddrPortFrom(near4, port).String(); got != to {
+				t.Errorf("port %d says %q", port, got)
+			}
+		}
+	})
+}
+
 // wantDatagram sends a datagram to where p must get it.
 func (w *world) wantDatagram(p *net.UDPConn, to netip.AddrPort) {
 	w.t.Helper()
