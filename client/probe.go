@@ -327,7 +327,7 @@ func (o *Observation) stream(res protocol.Result) {
 	o.Stage, o.Fault, o.Up, o.Down, o.TLS = res.Stage, res.Fault, res.Up, res.Down, res.TLS
 	o.Seconds = res.Took.Seconds()
 	o.Sample = hex.EncodeToString(res.Sample[:min(len(res.Sample), 64)])
-	o.Media = res.Media
+	o.Media, o.Flow = res.Media, res.Flow
 	o.Seen, o.Said, o.Step, o.Detail, o.Rate, o.Pause = res.Seen.Seen, res.Said, res.Step, res.Detail, res.Rate, res.Pause.Seconds()
 	if res.Err != nil {
 		o.Detail = res.Err.Error()

@@ -56,9 +56,12 @@ func (e *portEvidence) judgeWrong() (Verdict, string) {
 func (e *portEvidence) judgeQUIC() (Verdict, string) {
 	o := e.near
 	_, differs := e.certificate()
+	changed := e.changedOnTheWay()
 	switch {
 	case differs != "":
 		return Altered, differs
+	case changed != "":
+		return Altered, changed
 	case o.Fault == protocol.FaultForeign || o.Fault == protocol.FaultAltered && o.Stage != protocol.StageData:
 		return e.judgeWrong()
 	case o.Stage != protocol.StageTLS:
@@ -91,4 +94,45 @@ func (e *portEvidence) judgeHandshake() (Verdict, string) {
 		why = fmt.Sprintf("the reflector saw %d first packets and answered; no answer arrived", n)
 	}
 	return v, why + beside
+}
+
+// flowsOf are the far end's flows at a port that may be a probe's: one of which
+// a datagram arrived as it was sent or, where none is, any.
+func (v *farView) flowsOf(near *Observation, port uint16) []wire.Flow {
+	if near.Flow == nil {
+		return nil
+	}
+	var any, own []wire.Flow
+	for _, f := range v.ledger.Flows {
+		if f.Local.Port() != port {
+			continue
+		}
+		if any = append(any, f); near.Flow.Sent.Shares(f.Heard) || f.Sent.Shares(near.Flow.Heard) {
+			own = append(own, f)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return any
+}
+
+// changedOnTheWay says which datagram of a flow arrived as another: its protocol
+// drops that without a word.
+func (e *portEvidence) changedOnTheWay() string {
+	at := func(p wire.Print, at int) string {
+		if at < 0 {
+			return fmt.Sprintf("%d bytes arrived changed, after the first %d", p.Length, len(p.Head()))
+		}
+		return fmt.Sprintf("%d bytes arrived changed at byte %d", p.Length, at)
+	}
+	for _, f := range e.flows {
+		if p, n, ok := e.near.Flow.Sent.Changed(f.Heard); ok {
+			return "a datagram of " + at(p, n)
+		}
+		if p, n, ok := f.Sent.Changed(e.near.Flow.Heard); ok {
+			return "the reflector's datagram of " + at(p, n)
+		}
+	}
+	return ""
 }

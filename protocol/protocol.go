@@ -282,6 +282,7 @@ type Result struct {
 	Rate   float64       // of the data phase, bytes per second in the slower direction; 0 is unknown
 	Pause  time.Duration // the longest in which no byte of the data phase came
 	Media  []wire.Media  // of media over UDP, each flow
+	Flow   *wire.Flow    // over UDP, of an exchange that failed and whose protocol drops what was changed
 	Sample []byte        // first bytes of an answer that is not ours
 	Seen   wire.Message  // the far end's answer, if it verified
 	Took   time.Duration // until the fault or the end

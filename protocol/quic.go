@@ -79,6 +79,11 @@ func probeQUIC(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	step := r.steps()
 	link := &datagramLink{Conn: c}
+	defer func() {
+		if r.Stage != StageDone {
+			r.Flow = link.flow()
+		}
+	}()
 	tr := &quic.Transport{Conn: link}
 	handshake := x.Stall * 3 / 4
 	conn, err := x.shakeHands(ctx, tr, c.RemoteAddr(), handshake, &r)
@@ -91,7 +96,7 @@ func probeQUIC(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 		case met != nil && heard == 0:
 			err = met
 		case faultOf(err) == FaultTimeout && ctx.Err() == nil:
-			err = besideQUIC{x.beside(ctx, c, x.Stall-handshake)}
+			err = besideQUIC{x.beside(ctx, link, x.Stall-handshake)}
 		}
 		step(StageTLS, err)
 		return r

@@ -52,6 +52,8 @@ type quicPort struct {
 	in   chan quicDatagram
 	wake chan struct{}
 
+	flows quicFlows
+
 	mu     sync.Mutex
 	total  int
 	source map[netip.Addr]int     // connections of each source
@@ -90,15 +92,18 @@ func looksLikeQUIC(b []byte) bool {
 
 // take takes over a datagram that looks like QUIC. What comes from nobody known
 // is noted as a stray; a first Initial is one without a fault, because it is
-// evidence that a handshake began.
+// evidence that a handshake began. The print of a datagram is kept whatever it
+// looks like, for QUIC that was changed on the way may look like anything.
 func (q *quicPort) take(d *steer.Datagram) bool {
-	if !looksLikeQUIC(d.Payload) {
+	isQUIC, kind := looksLikeQUIC(d.Payload), kindOfQUIC(d.Payload)
+	q.flows.heard(d.Remote, d.Local, d.Payload, q.r.now(), !isQUIC || kind == quicFirst || kind == quicUnknown)
+	if !isQUIC {
 		return false
 	}
 	known, any := q.knows(d.Remote)
 	e := wire.Event{Time: q.r.now(), Transport: scenarios.UDP, Remote: d.Remote, Local: d.Local,
 		Stage: protocol.StageTLS, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS}
-	switch kindOfQUIC(d.Payload) {
+	switch kind {
 	case quicFirst:
 		q.r.note(e)
 	case quicUnknown:
@@ -343,6 +348,7 @@ func (c quicConn) WriteTo(b []byte, to net.Addr) (int, error) {
 	if !proven && peer.credit.Add(-int64(len(b))) < 0 {
 		return len(b), nil
 	}
+	c.flows.sent(peer.remote, peer.local, b)
 	return len(b), c.send(b, peer.local, peer.remote)
 }
 

@@ -115,6 +115,7 @@ type Ledger struct {
 	Probes   []ProbeRecord     `json:"probes,omitempty"`
 	Strays   []Event           `json:"strays,omitempty"` // from the session's addresses, without a token that verifies
 	SYNs     []Caught          `json:"syns,omitempty"`   // from the session's addresses
+	Flows    []Flow            `json:"flows,omitempty"`  // of what may be QUIC, from the session's addresses
 	Witness  string            `json:"witness"`          // "packet", "half-open", or "" when SYNs cannot be seen here
 	Missed   uint64            `json:"missed,omitempty"` // SYNs that the witness lost
 	TCP      scenarios.PortSet `json:"tcp"`              // ports served
