@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -56,7 +57,7 @@ func (e *portEvidence) judgeWrong() (Verdict, string) {
 func (e *portEvidence) judgeQUIC() (Verdict, string) {
 	o := e.near
 	_, differs := e.certificate()
-	changed := e.changedOnTheWay()
+	changed := cmp.Or(e.changedOnTheWay(), e.helloChanged())
 	switch {
 	case differs != "":
 		return Altered, differs

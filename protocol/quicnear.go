@@ -26,7 +26,8 @@ type datagramLink struct {
 	net.Conn
 	mu          sync.Mutex
 	sent, heard wire.Prints
-	err         error // that the system told of an earlier datagram
+	first       InitialReader // of what was sent
+	err         error         // that the system told of an earlier datagram
 }
 
 func (l *datagramLink) ReadFrom(b []byte) (int, net.Addr, error) {
@@ -43,11 +44,21 @@ func (l *datagramLink) WriteTo(b []byte, _ net.Addr) (int, error) {
 	return n, err
 }
 
+// hello is the ClientHello that was sent, as a record of TLS.
+func (l *datagramLink) hello() []byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.first.Record()
+}
+
 func (l *datagramLink) note(of *wire.Prints, b []byte, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if len(b) > 0 {
 		of.Add(b)
+	}
+	if of == &l.sent {
+		l.first.Read(b)
 	}
 	if err != nil && l.err == nil && !isTimeout(err) && !errors.Is(err, net.ErrClosed) {
 		l.err = err

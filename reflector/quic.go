@@ -226,6 +226,7 @@ func (q *quicPort) admit(ctx context.Context, info *quic.ClientInfo) (context.Co
 		q.count(peer.remote, -1)
 		if !a.accepted.Swap(true) {
 			seen := a.tls
+			protocol.Hear(&seen, q.flows.hello(peer.remote, peer.local))
 			q.r.note(wire.Event{Time: q.r.now(), Transport: scenarios.UDP, Remote: peer.remote, Local: peer.local,
 				Stage: protocol.StageTLS, Fault: protocol.FaultTimeout, TLS: &seen})
 		}
@@ -287,6 +288,7 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	defer proven.left(unmap(a.peer.remote), unmap(a.peer.local))
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
+		Hello: q.flows.hello(a.peer.remote, a.peer.local),
 		Note: func(e wire.Event) {
 			if ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 				e.Fault, e.Unfinished = "", true // this end gave up, the path did not

@@ -6,10 +6,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// Bounds of what is kept of QUIC's datagrams: a full flow takes 5 KiB.
+// Bounds of what is kept of QUIC's datagrams: a full flow takes 14 KiB. They
+// bound what is read of Initial packets from whomever as well.
 const (
 	maxFlows          = 512
 	maxFlowsPerSource = 32
@@ -29,6 +31,7 @@ type quicFlow struct {
 	key    tuple
 	source netip.Addr
 	last   time.Time
+	hello  protocol.InitialReader
 }
 
 // heard notes a datagram. A flow is kept from its first datagram on or not at
@@ -50,6 +53,18 @@ func (t *quicFlows) heard(remote, local netip.AddrPort, b []byte, now time.Time,
 	}
 	f.last = now
 	f.Heard.Add(b)
+	f.hello.Read(b)
+}
+
+// hello is the ClientHello that came on a flow, as a record of TLS; nil where it
+// is not known.
+func (t *quicFlows) hello(remote, local netip.AddrPort) []byte {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if f := t.at[tuple{remote, local}]; f != nil {
+		return f.hello.Record()
+	}
+	return nil
 }
 
 // sent notes what goes back on a flow.

@@ -40,7 +40,7 @@ type TLSSeen struct {
 	ALPN        string   `json:"alpn,omitempty"`
 	Certificate string   `json:"certificate,omitempty"` // SHA-256 of the leaf's DER
 	Issuer      string   `json:"issuer,omitempty"`      // as the near end saw it
-	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record
+	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record; QUIC's, which has none, is put into one
 	Offered     []string `json:"offered,omitempty"`     // ALPN names in the ClientHello
 	Versions    []string `json:"versions,omitempty"`    // of TLS in the ClientHello, best first
 	// HelloName is the server name in the ClientHello as it went out or came in.
