@@ -392,7 +392,8 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 	if s := e.alteredThere(o.Probe); s != nil && e.seen+len(e.events) == 0 {
 		return Altered, fmt.Sprintf("the request arrived changed (%d bytes, digest %.12s)", s.Length, s.Digest)
 	}
-	return e.judgeSilence()
+	v, why := e.judgeSilence()
+	return v, why + e.compared()
 }
 
 // judgeInvalid: something came back that does not verify.

@@ -319,6 +319,12 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 	if o.Fault != "" && o.Answered == 0 && isErrno(res.Err) {
 		o.fault(survey.Explain(c, res.Err))
 	}
+	if ends := protocol.Named(p.Speak); ends.UDP.Stream || ends.Says != "" {
+		r.compare(ctx, p, port, &o)
+	}
+	if p.Where == WhereFar && o.Stage == protocol.StageDone {
+		r.mark(ctx, p, port, &o)
+	}
 	return o
 }
 

@@ -46,7 +46,7 @@ func (e *portEvidence) judgeWrong() (Verdict, string) {
 	case e.ledger && e.arrived():
 		return Altered, "the reflector's answer arrived changed"
 	case e.ledger:
-		return Impostor, "the answer is not the reflector's, which saw nothing: " + o.Detail
+		return Impostor, "the answer is not the reflector's, which saw nothing: " + o.Detail + e.compared()
 	case o.Fault == protocol.FaultAltered:
 		return Altered, o.Detail
 	}
@@ -68,7 +68,7 @@ func (e *portEvidence) judgeQUIC() (Verdict, string) {
 	case o.Stage != protocol.StageTLS:
 		return e.judgeBroken()
 	case o.Fault != protocol.FaultTimeout:
-		return Cut, "stage tls: " + o.Fault + e.farWhy()
+		return Cut, "stage tls: " + o.Fault + e.farWhy() + e.compared()
 	}
 	return e.judgeHandshake()
 }
@@ -83,7 +83,7 @@ func (e *portEvidence) judgeHandshake() (Verdict, string) {
 	}
 	switch {
 	case o.Answered > 0:
-		return Cut, "stage tls: the handshake began and " + ended(o.Fault) + e.farWhy() + beside
+		return Cut, "stage tls: the handshake began and " + ended(o.Fault) + e.farWhy() + beside + e.compared()
 	case !e.ledger:
 		return Silent, "nothing came back, and the reflector's ledger could not be had" + beside
 	}
@@ -94,7 +94,7 @@ func (e *portEvidence) judgeHandshake() (Verdict, string) {
 	if n := len(e.strays); v == ReplyLost {
 		why = fmt.Sprintf("the reflector saw %d first packets and answered; no answer arrived", n)
 	}
-	return v, why + beside
+	return v, why + beside + e.compared()
 }
 
 // flowsOf are the far end's flows at a port that may be a probe's: one of which

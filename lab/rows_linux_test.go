@@ -63,7 +63,7 @@ func furtherTamperings() []tampering {
 			s.serve(middlebox.UDP{Ports: "53", Edit: middlebox.DNSAnswers(v4, v6)}.Open(s.firewall()))
 		}, map[string]fact{"DNS-UDP": altered(`was sent, "answer A`)}),
 	}
-	return append(list, clamped()...)
+	return slices.Concat(list, clamped(), filters())
 }
 
 // clamped: segment sizes and times to live, whatever is spoken.

@@ -96,7 +96,7 @@ func probeQUIC(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 		switch {
 		case met != nil && heard == 0:
 			err = met
-		case faultOf(err) == FaultTimeout && ctx.Err() == nil:
+		case faultOf(err) == FaultTimeout && ctx.Err() == nil && !x.Alone:
 			err = besideQUIC{x.beside(ctx, link, x.Stall-handshake)}
 		}
 		step(StageTLS, err)
