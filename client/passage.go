@@ -58,7 +58,7 @@ func (e *portEvidence) markPassages() []Passage {
 	}
 	ttl, tos := m.SeenTTL, m.SeenTOS
 	if !m.Answered {
-		if len(e.marked) == 0 && e.ledger {
+		if len(e.marked) == 0 && e.ledger && !m.Plain {
 			return []Passage{{Field: "DSCP", Sent: strconv.Itoa(int(m.TOS >> 2)), Arrived: "nothing", Changed: true, Note: "marked datagrams are lost, others are not"}}
 		}
 		if len(e.marked) == 0 {
@@ -66,10 +66,18 @@ func (e *portEvidence) markPassages() []Passage {
 		}
 		ttl, tos = e.marked[0].TTL, e.marked[0].TOS
 	}
-	if ttl == 0 {
-		return nil // the reflector's system does not tell
+	var list []Passage
+	if ttl != 0 { // else the reflector's system does not tell
+		list = append(ttlPassage(m.TTL, ttl, e.near.Routed), tosPassages(m.TOS, tos)...)
 	}
-	return append(ttlPassage(m.TTL, ttl, e.near.Routed), tosPassages(m.TOS, tos)...)
+	if m.Back && m.BackTTL != 0 {
+		back := append(ttlPassage(wire.MarkTTL, m.BackTTL, e.near.Routed), tosPassages(wire.MarkTOS, m.BackTOS)...)
+		for i := range back {
+			back[i].Back = true
+		}
+		list = append(list, back...)
+	}
+	return list
 }
 
 // ttlPassage: each router takes one (RFC 1812 section 5.3.1).
