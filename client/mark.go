@@ -15,7 +15,7 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// A Mark tells of datagrams whose header fields were set on purpose.
+// A Mark tells of datagrams, or of a SYN, whose header fields were set on purpose.
 type Mark struct {
 	TTL      uint8 `json:"ttl"`           // sent
 	TOS      uint8 `json:"tos,omitempty"` // sent, with the ECN bits
@@ -68,6 +68,33 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 		if m.hear(c, &f.keys, p.ID, time.Now().Add(wait)) {
 			return
 		}
+	}
+}
+
+// markStream makes one more connection, with a marked SYN and without data: on
+// the port passes what is expected there. How the SYN arrived is in the
+// reflector's ledger. Of a protocol's ways the first one has to do.
+func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observation) {
+	ways := protocol.Named(p.Speak).Variants
+	if o.TCP == nil || o.TCP.TTL == 0 || len(ways) > 0 && p.Variant != ways[0] {
+		return // the system may not tell of its SYNs
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	const dscp = wire.MarkTOS &^ 3
+	m := &Mark{TTL: o.TCP.TTL, TOS: dscp}
+	c, err := dialMarked(ctx, netip.AddrPortFrom(p.Addr, port), dscp)
+	if err != nil {
+		if protocol.FaultOf(err) == protocol.FaultTimeout {
+			o.Mark = m
+		}
+		return
+	}
+	defer c.Close()
+	x := r.exchange(p, port)
+	x.Probe, x.Bytes, x.Idle = x.Probe+markStage, 0, 0
+	if protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, x).Stage == protocol.StageDone {
+		m.Answered, o.Mark = true, m // else the connection came up, and nothing is known of its SYN
 	}
 }
 

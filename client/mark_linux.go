@@ -1,8 +1,11 @@
 package client
 
 import (
+	"context"
 	"encoding/binary"
 	"net"
+	"net/netip"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -50,4 +53,25 @@ func readMarked(c *net.UDPConn, b []byte) (n int, ttl, tos uint8, err error) {
 		}
 	}
 	return n, ttl, tos, nil
+}
+
+// dialMarked connects with a SYN that has a traffic class. The ECN bits of TCP
+// are the system's own.
+func dialMarked(ctx context.Context, to netip.AddrPort, tos uint8) (net.Conn, error) {
+	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+		var err error
+		failed := raw.Control(func(fd uintptr) {
+			level, name := unix.IPPROTO_IPV6, unix.IPV6_TCLASS
+			if to.Addr().Is4() {
+				level, name = unix.IPPROTO_IP, unix.IP_TOS
+			}
+			err = unix.SetsockoptInt(int(fd), level, name, int(tos))
+		})
+		if failed != nil {
+			return failed
+		}
+		return err
+	}}
+	d.SetMultipathTCP(false)
+	return d.DialContext(ctx, "tcp", to.String())
 }

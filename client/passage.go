@@ -47,7 +47,33 @@ func (e *portEvidence) passages() []Passage {
 	if e.transport == scenarios.UDP {
 		return e.markPassages()
 	}
-	return e.synPassages()
+	list := e.synPassages()
+	if len(list) > 0 && list[0].Field == "connection" {
+		return list // what was made anew has no marks of ours
+	}
+	return append(list, e.markedSYN()...)
+}
+
+// markedSYN: how the marked SYN arrived. Only its DSCP was set.
+func (e *portEvidence) markedSYN() []Passage {
+	m := e.near.Mark
+	if m == nil || !e.ledger {
+		return nil
+	}
+	for _, ev := range e.marked {
+		if ev.TCP != nil && ev.TCP.TTL != 0 {
+			return tosPassages(m.TOS, ev.TCP.TOS)[:1]
+		}
+	}
+	if m.Answered || len(e.marked) > 0 {
+		return nil
+	}
+	return []Passage{lostMarks(m, "connections")}
+}
+
+// lostMarks: what is not marked arrives.
+func lostMarks(m *Mark, what string) Passage {
+	return Passage{Field: "DSCP", Sent: strconv.Itoa(int(m.TOS >> 2)), Arrived: "nothing", Changed: true, Note: "marked " + what + " are lost, others are not"}
 }
 
 // markPassages: how the marked datagrams arrived.
@@ -59,7 +85,7 @@ func (e *portEvidence) markPassages() []Passage {
 	ttl, tos := m.SeenTTL, m.SeenTOS
 	if !m.Answered {
 		if len(e.marked) == 0 && e.ledger && !m.Plain {
-			return []Passage{{Field: "DSCP", Sent: strconv.Itoa(int(m.TOS >> 2)), Arrived: "nothing", Changed: true, Note: "marked datagrams are lost, others are not"}}
+			return []Passage{lostMarks(m, "datagrams")}
 		}
 		if len(e.marked) == 0 {
 			return nil

@@ -74,6 +74,34 @@ func TestMarkedDatagramsTellOfRewrittenHeaders(t *testing.T) {
 	}
 }
 
+func TestMarkedSYNTellsOfItsDSCP(t *testing.T) {
+	near := func(answered bool) Observation {
+		return Observation{TCP: &wire.TCPSeen{TTL: 64}, Mark: &Mark{TTL: 64, TOS: 46 << 2, Answered: answered}}
+	}
+	arrived := func(tos uint8) func(*wire.Ledger) {
+		return func(l *wire.Ledger) {
+			l.Probes = append(l.Probes, wire.ProbeRecord{Probe: 1 + markStage, Events: []wire.Event{
+				{Transport: scenarios.TCP, Local: netip.AddrPortFrom(farAddr, 443), Probe: 1 + markStage, TCP: &wire.TCPSeen{TTL: 63, TOS: tos}}}})
+		}
+	}
+	for _, c := range []struct {
+		name string
+		near Observation
+		far  *wire.Ledger
+		want []string
+	}{
+		{"as sent", near(true), of(t, arrived(46<<2)), []string{"DSCP 46 arrived as 46"}},
+		{"cleared", near(true), of(t, arrived(0)), []string{"! DSCP 46 arrived as 0"}},
+		{"lost", near(false), of(t), []string{"! DSCP 46 arrived as nothing: marked connections are lost, others are not"}},
+		{"lost, without a ledger", near(false), nil, nil},
+		{"the reflector does not tell", near(true), of(t), nil},
+	} {
+		if diff := cmp.Diff(c.want, passagesOf(t, scenarios.TCP, c.near, c.far)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
 func TestSYNsOfBothEndsAreCompared(t *testing.T) {
 	const own, translated = "10.0.0.2:40000", "198.51.100.1:50000"
 	near := func(change func(*wire.TCPSeen)) Observation {

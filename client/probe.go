@@ -288,6 +288,9 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 	o.stream(protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, r.exchange(p, port)))
 	c.Close()
 	r.compare(ctx, p, port, &o)
+	if p.Where == WhereFar && o.Stage == protocol.StageDone {
+		r.markStream(ctx, p, port, &o)
+	}
 	return o
 }
 

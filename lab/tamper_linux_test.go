@@ -123,10 +123,10 @@ func headers() []tampering {
 	marked := []string{"UDP", "STUN", "QUIC"} // QUIC is plain datagrams there
 	open := func(passage string) fact { return fact{Verdict: client.Open, Near: "done", Passage: passage} }
 	rows := []tampering{
-		{row: row{name: "DSCP cleared, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP")}},
-		{row: row{name: "DSCP cleared, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP")}},
+		{row: row{name: "DSCP cleared, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP", "TCP", "TLS", "STUN")}},
+		{row: row{name: "DSCP cleared, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP", "TCP", "TLS", "STUN")}},
 		{row: row{name: "DSCP set, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 10\n"),
-			want: join(all(open("DSCP 46 arrived as 10"), "UDP"), all(open("DSCP 0 arrived as 10"), streams...))}},
+			want: join(all(open("DSCP 46 arrived as 10"), "UDP"), all(open("DSCP 0 arrived as 10; DSCP 46 arrived as 10"), streams...))}},
 		{row: row{name: "ECN bleached, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ecn set not-ect\n"), want: all(open("ECN ECT(0) arrived as Not-ECT: bleached"), "UDP")}},
 		{row: row{name: "ECN bleached, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 ecn set not-ect\n"), want: all(open("ECN ECT(0) arrived as Not-ECT: bleached"), "UDP")}},
 		{row: row{name: "congestion marked, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ecn != not-ect ip ecn set ce\n"), want: all(open("ECN ECT(0) arrived as CE: marked as congested"), "UDP")}},
@@ -134,7 +134,8 @@ func headers() []tampering {
 		{row: row{name: "TTL set higher, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 hoplimit set 128\n"), want: all(open("TTL 64 arrived as 128: rewritten"), "UDP", "TCP", "TLS")}},
 		{row: row{name: "TTL set as it was, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ttl set 64\n"), want: all(open("TTL 64 arrived as 64: rewritten, for a router lies between"), "UDP", "TCP", "TLS")}},
 		{row: row{name: "marked datagrams dropped, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp ef drop\n"),
-			want: all(open("DSCP 46 arrived as nothing: marked datagrams are lost, others are not"), "UDP")}},
+			want: join(all(open("DSCP 46 arrived as nothing: marked datagrams are lost, others are not"), "UDP"),
+				all(open("DSCP 46 arrived as nothing: marked connections are lost, others are not"), streams...))}},
 		{row: row{name: "DSCP cleared on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "ip dscp set 0\n"), want: all(open("DSCP 46 of the reflector arrived as 0"), marked...)}},
 		{row: row{name: "DSCP cleared on the way back, ipv6", family: "ipv6", rules: mangle(incoming + "ip6 dscp set 0\n"), want: all(open("DSCP 46 of the reflector arrived as 0"), marked...)}},
 		{row: row{name: "TTL set higher on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "ip ttl set 128\n"), want: all(open("TTL 64 of the reflector arrived as 128: rewritten"), marked...)}},
