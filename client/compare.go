@@ -1,26 +1,35 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 
+	"github.com/wallprobe/wallprobe/client/survey"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// What a comparison changes of an exchange whose TLS handshake failed.
+// What a comparison changes of an exchange that failed.
 const (
-	OtherName = "other-name" // another server name of the same length
-	NoALPN    = "no-alpn"    // the same hello without ALPN
-	OtherPort = "other-port" // the same hello at another port
-	NoTLS     = "no-tls"     // wallprobe's own message without TLS
+	OtherName     = "other-name"     // another name of the same length
+	NoALPN        = "no-alpn"        // the same hello without ALPN
+	OtherPort     = "other-port"     // the same bytes at another port
+	NoTLS         = "no-tls"         // wallprobe's own messages without TLS
+	OtherProtocol = "other-protocol" // wallprobe's own messages
 )
+
+// plainBytes is what wallprobe's own messages are followed by each way where they
+// stand in for a protocol: as much as a handshake has, so that a rule for sizes
+// is not taken for one for protocols.
+const plainBytes = 2048
 
 // A Comparison is an exchange that differs in one thing from one that failed:
 // what passes here and not there tells what a firewall goes by.
@@ -28,9 +37,11 @@ type Comparison struct {
 	What        string   `json:"what"`
 	Probe       uint32   `json:"probe"` // in the ledger
 	Port        uint16   `json:"port"`
+	Speak       string   `json:"speak,omitempty"` // the protocol
 	ServerName  string   `json:"serverName,omitempty"`
-	ALPN        []string `json:"alpn,omitempty"` // offered
-	Stage       string   `json:"stage"`          // last stage begun
+	Instead     string   `json:"instead,omitempty"` // with another name: of which one
+	ALPN        []string `json:"alpn,omitempty"`    // offered
+	Stage       string   `json:"stage"`             // last stage begun
 	Fault       string   `json:"fault,omitempty"`
 	HelloDigest string   `json:"helloDigest,omitempty"`
 }
@@ -38,8 +49,8 @@ type Comparison struct {
 // passed tells whether the exchange reached the reflector and came back.
 func (c *Comparison) passed() bool { return c.Stage == protocol.StageDone }
 
-// compare repeats a probe whose TLS handshake failed, each time with one thing
-// changed. It takes no longer than the timeout of a run.
+// compare repeats a probe that failed early, each time with one thing changed. It
+// takes no longer than the timeout of a run.
 func (r *runner) compare(ctx context.Context, p Probe, port uint16, o *Observation) {
 	if !r.suspicious(p, o) || ctx.Err() != nil {
 		return
@@ -49,7 +60,7 @@ func (r *runner) compare(ctx context.Context, p Probe, port uint16, o *Observati
 	defer cancel()
 	var wg sync.WaitGroup
 	for i := range list {
-		wg.Go(func() { r.comparison(ctx, p, o.Said != nil, &list[i]) })
+		wg.Go(func() { r.comparison(ctx, p, &list[i]) })
 	}
 	wg.Wait()
 	if ctx.Err() == nil || ctx.Err() == context.DeadlineExceeded {
@@ -57,18 +68,24 @@ func (r *runner) compare(ctx context.Context, p Probe, port uint16, o *Observati
 	}
 }
 
-// suspicious tells whether an exchange failed in its TLS handshake, or after
-// one with somebody else.
+// suspicious tells whether an exchange failed before its data, where firewalls
+// look; of one in TLS, in its handshake, or after one with somebody else. Over
+// UDP silence may be the far end's absence: then there is nothing to compare.
 func (r *runner) suspicious(p Probe, o *Observation) bool {
-	if o.TLS == nil || o.Fault == "" || o.Fault == protocol.FaultAltered {
+	if o.Fault == "" || o.Fault == protocol.FaultAltered {
 		return false
 	}
-	if o.Stage == protocol.StageTLS {
+	r.mu.Lock()
+	hello, via := r.ends[p.Where].hello, r.ends[p.Where].via // may come any time
+	r.mu.Unlock()
+	switch {
+	case p.Transport == scenarios.UDP && (via == "" || o.Fault != protocol.FaultTimeout && o.Fault != protocol.FaultForeign):
+		return false
+	case o.TLS == nil:
+		return !slices.Contains([]string{protocol.StageConnect, protocol.StageData, protocol.StageIdle}, o.Stage)
+	case o.Stage == protocol.StageTLS:
 		return true
 	}
-	r.mu.Lock()
-	hello := r.ends[p.Where].hello // may come any time
-	r.mu.Unlock()
 	chain := o.TLS.Chain
 	return hello != nil && len(chain) > 0 && chain[len(chain)-1].Digest != hello.Issuer
 }
@@ -77,40 +94,72 @@ func (r *runner) suspicious(p Probe, o *Observation) bool {
 // dialogue, other ports speak other things.
 func (r *runner) comparisons(p Probe, port uint16, o *Observation) []Comparison {
 	var list []Comparison
-	add := func(what string, stage uint32, port uint16, name string, alpn []string) {
-		list = append(list, Comparison{What: what, Probe: p.ID + stage, Port: port, ServerName: name, ALPN: alpn, Stage: protocol.StageConnect})
+	add := func(what string, part uint32, c Comparison) {
+		c.What, c.Probe, c.Stage = what, p.ID+part, protocol.StageConnect
+		list = append(list, c)
 	}
-	if p.ServerName != "" {
-		add(OtherName, nameStage, port, neutral(p.ServerName), o.TLS.Offered)
+	same := Comparison{Port: port, Speak: p.Speak, ServerName: p.ServerName}
+	known, stream := protocol.Named(p.Speak), p.Transport == scenarios.TCP
+	begun := o.TLS != nil && o.Said == nil // with TLS
+	if begun && stream {
+		same.Speak = "tls"
 	}
-	if len(o.TLS.Offered) > 0 {
-		add(NoALPN, alpnStage, port, p.ServerName, nil)
+	named := p.ServerName
+	switch {
+	case o.TLS != nil:
+		same.ALPN = o.TLS.Offered
+	case !known.Names:
+		named = known.Says
 	}
-	if o.Said != nil {
+	if named != "" {
+		c := same
+		c.ServerName, c.Instead = neutral(named), named
+		add(OtherName, nameStage, c)
+	}
+	if len(same.ALPN) > 0 && stream {
+		c := same
+		c.ALPN = nil
+		add(NoALPN, alpnStage, c)
+	}
+	if o.TLS != nil && !begun {
 		return list
 	}
-	add(NoTLS, plainStage, port, "", nil)
-	for i, other := range r.otherPorts(p, port) {
-		add(OtherPort, portStages[i], other, p.ServerName, o.TLS.Offered)
+	switch bare := (Comparison{Port: port, Speak: protocol.Plain}); {
+	case begun && stream:
+		add(NoTLS, plainStage, bare)
+	case p.Speak != protocol.Plain:
+		add(OtherProtocol, plainStage, bare)
+	}
+	for i, other := range r.otherPorts(p, port, begun) {
+		c := same
+		c.Port = other
+		add(OtherPort, portStages[i], c)
 	}
 	return list
 }
 
-// otherPorts are ports of the same far end: where control got through comes first.
-func (r *runner) otherPorts(p Probe, not uint16) []uint16 {
-	r.mu.Lock()
-	via, _, _ := strings.Cut(r.ends[p.Where].via, "/")
-	r.mu.Unlock()
+// otherPorts are ports of the same far end at which it knows what is spoken: by
+// the first bytes, else where the plan speaks the same. That of control, which
+// got through, comes first.
+func (r *runner) otherPorts(p Probe, not uint16, inTLS bool) []uint16 {
 	var out []uint16
 	add := func(port uint16) {
 		if port != not && port != 0 && len(out) < len(portStages) && !slices.Contains(out, port) {
 			out = append(out, port)
 		}
 	}
-	n, _ := strconv.ParseUint(via, 10, 16)
-	add(uint16(n))
+	anywhere := inTLS || p.Transport == scenarios.TCP && protocol.Named(p.Speak).Claims != nil
+	if anywhere && p.Transport == scenarios.TCP {
+		r.mu.Lock()
+		via, _, _ := strings.Cut(r.ends[p.Where].via, "/")
+		r.mu.Unlock()
+		n, _ := strconv.ParseUint(via, 10, 16)
+		add(uint16(n))
+	}
 	for _, q := range r.plan.Probes {
-		if q.Where == p.Where && q.Transport == scenarios.TCP && !q.Sweeps() {
+		ends := protocol.On(q.Speak, q.Transport)
+		taken := q.Transport == scenarios.UDP && ends != nil && ends.Answer != nil // by a protocol of the port's own
+		if q.Where == p.Where && q.Transport == p.Transport && !q.Sweeps() && (anywhere && !taken || q.Speak == p.Speak) {
 			add(q.Ports[0].First)
 		}
 	}
@@ -128,30 +177,65 @@ func neutral(name string) string {
 }
 
 // comparison runs one of them.
-func (r *runner) comparison(ctx context.Context, p Probe, dialogue bool, c *Comparison) {
-	conn, a := r.dial(ctx, netip.AddrPortFrom(p.Addr, c.Port))
+func (r *runner) comparison(ctx context.Context, p Probe, c *Comparison) {
+	x := r.exchange(p, c.Port)
+	x.Probe, x.ServerName, x.Bytes, x.Idle, x.Alone = c.Probe, c.ServerName, 0, 0, true
+	x.Stall = r.cfg.Timeout * 3 / 4
+	switch {
+	case c.Speak == protocol.Plain && p.Transport == scenarios.UDP:
+		r.compareDatagrams(ctx, p, c)
+		return
+	case c.Speak == protocol.Plain:
+		x.Bytes = plainBytes
+	case c.What == OtherName && !protocol.Named(p.Speak).Names:
+		x.Says = c.ServerName
+	}
+	if c.What == NoALPN || len(c.ALPN) > 0 {
+		x.Offer = append([]string{}, c.ALPN...)
+	}
+	conn := r.connectTo(ctx, p, c)
+	if conn == nil {
+		return
+	}
+	defer conn.Close()
+	res := protocol.On(c.Speak, p.Transport).Probe(ctx, conn, x)
+	c.Stage, c.Fault = res.Stage, res.Fault
+	if res.TLS != nil {
+		c.HelloDigest = res.TLS.HelloDigest
+	}
+}
+
+// connectTo connects for a comparison; nil is no connection.
+func (r *runner) connectTo(ctx context.Context, p Probe, c *Comparison) net.Conn {
+	to := netip.AddrPortFrom(p.Addr, c.Port)
+	if p.Transport == scenarios.UDP {
+		u, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(ownPort()), net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			c.Fault = protocol.FaultOf(err)
+			return nil
+		}
+		return u
+	}
+	conn, a := r.dial(ctx, to)
 	if conn == nil {
 		var o Observation
 		o.fault(a)
 		c.Fault = o.Fault
-		return
 	}
-	defer conn.Close()
-	speak := "tls"
-	switch {
-	case c.What == NoTLS:
-		speak = "plain"
-	case dialogue:
-		speak = p.Speak
+	return conn
+}
+
+// compareDatagrams sends wallprobe's own messages in place of a protocol over
+// UDP, as long as its queries or its first packets are.
+func (r *runner) compareDatagrams(ctx context.Context, p Probe, c *Comparison) {
+	p.ID, p.Datagram = c.Probe, 384
+	if p.streams() {
+		p.Datagram = DefaultDatagram
 	}
-	x := r.exchange(p, c.Port)
-	x.Probe, x.ServerName, x.Bytes, x.Idle = c.Probe, c.ServerName, 0, 0
-	x.Offer = append([]string{}, c.ALPN...)
-	x.Stall = r.cfg.Timeout / 2
-	res := protocol.On(speak, scenarios.TCP).Probe(ctx, conn, x)
-	c.Stage, c.Fault = res.Stage, res.Fault
-	if res.TLS != nil {
-		c.HelloDigest = res.TLS.HelloDigest
+	c.Stage, c.Fault = protocol.StageToken, protocol.FaultTimeout
+	a := r.survey(ctx, p, c.Port, survey.UDP{Attempts: tries, Spacing: r.spacing(), Wait: r.cfg.Timeout / 4, DontFragment: true, MaxReply: p.Datagram + 1}, 0)
+	if a.Answered > 0 {
+		c.Stage, c.Fault = protocol.StageDone, ""
 	}
 }
 
@@ -192,43 +276,47 @@ func hellosOf(list []Finding) map[string]bool {
 // compared says what the comparisons show: by what the firewall went.
 func (e *portEvidence) compared() string {
 	o := e.near
-	passed := func(what string) *Comparison {
+	passed := func(what ...string) *Comparison {
 		for i := range o.Controls {
-			if c := &o.Controls[i]; c.What == what && c.passed() {
+			if c := &o.Controls[i]; slices.Contains(what, c.What) && c.passed() {
 				return c
 			}
 		}
 		return nil
 	}
-	tried := func(what string) bool {
-		return slices.ContainsFunc(o.Controls, func(c Comparison) bool { return c.What == what })
+	kind, name, sent, bare := "name", "", "request", e.speak
+	if o.TLS != nil {
+		kind, name, sent, bare = "server name", o.TLS.ServerName, "hello", "TLS"
+	}
+	if e.speak == protocol.QUIC {
+		bare = "QUIC"
+	}
+	tried := ""
+	for _, c := range o.Controls {
+		if c.What == OtherName {
+			name, tried = cmp.Or(c.Instead, name), "another name fares the same here, while "
+		}
 	}
 	switch {
-	case len(o.Controls) == 0 || o.TLS == nil:
-		return ""
 	case passed(OtherName) != nil:
-		return fmt.Sprintf("; by name: with another server name in place of %q the same hello passes on this port", o.TLS.ServerName)
+		return fmt.Sprintf("; by name: with another %s in place of %q the same %s passes on this port", kind, name, sent)
 	case passed(NoALPN) != nil:
 		return fmt.Sprintf("; by ALPN: without %s the same hello passes on this port", strings.Join(o.TLS.Offered, ", "))
 	}
-	name := ""
-	if tried(OtherName) {
-		name = "another name fares the same here, while "
-	}
 	where := ""
 	if c := passed(OtherPort); c != nil {
-		where = fmt.Sprintf("the same hello passes on port %d", c.Port)
-		if o.TLS.ServerName != "" {
+		where = fmt.Sprintf("the same %s passes on port %d", sent, c.Port)
+		if name != "" {
 			where = fmt.Sprintf("the name passes on port %d", c.Port)
 		}
 	}
 	switch {
-	case passed(NoTLS) != nil && where != "":
-		return fmt.Sprintf("; by protocol: %swhat is not TLS passes on this port, and %s", name, where)
-	case passed(NoTLS) != nil:
-		return fmt.Sprintf("; by protocol: %swhat is not TLS passes on this port", name)
+	case passed(NoTLS, OtherProtocol) != nil && where != "":
+		return fmt.Sprintf("; by protocol: %swhat is not %s passes on this port, and %s", tried, bare, where)
+	case passed(NoTLS, OtherProtocol) != nil:
+		return fmt.Sprintf("; by protocol: %swhat is not %s passes on this port", tried, bare)
 	case where != "":
-		return fmt.Sprintf("; by port: %s%s", name, where)
+		return fmt.Sprintf("; by port: %s%s", tried, where)
 	}
 	return ""
 }

@@ -75,6 +75,7 @@ type portEvidence struct {
 	events    []wire.Event // with a token that verified
 	strays    []wire.Event // at that port, without one
 	marked    []wire.Event // with marks in their headers
+	flows     []wire.Flow  // that may be the probe's, where its protocol drops what was changed
 }
 
 // file sorts events by the port that they arrived at.
@@ -108,6 +109,7 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 	if p := v.probes[near.Probe+markStage]; p != nil {
 		e.marked = p.events[farPort{t, aimed}]
 	}
+	e.flows = v.flowsOf(near, aimed)
 	if t == scenarios.TCP {
 		e.syns = max(0, int(v.syns[aimed])-near.comparedAt(aimed))
 	}

@@ -393,7 +393,7 @@ func (e *portEvidence) judgeUDP() (Verdict, string) {
 		return Altered, fmt.Sprintf("the request arrived changed (%d bytes, digest %.12s)", s.Length, s.Digest)
 	}
 	v, why := e.judgeSilence()
-	return v, why + o.strayed()
+	return v, why + o.strayed() + e.compared()
 }
 
 // strayed tells of datagrams that answer nothing. They decide nothing: whoever

@@ -10,27 +10,28 @@ import (
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
 
+	"github.com/wallprobe/wallprobe/protocol"
+	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// What marked datagrams carry: expedited forwarding (RFC 3246) as media do,
-// ECT(0) (RFC 3168), and the time to live that most systems begin with.
-const (
-	markTTL = 64
-	markTOS = 46<<2 | 2
-)
-
-// A Mark tells of datagrams whose header fields were set on purpose.
+// A Mark tells of datagrams, or of a SYN, whose header fields were set on purpose.
 type Mark struct {
 	TTL      uint8 `json:"ttl"`           // sent
 	TOS      uint8 `json:"tos,omitempty"` // sent, with the ECN bits
 	Answered bool  `json:"answered,omitempty"`
 	SeenTTL  uint8 `json:"seenTTL,omitempty"` // as they arrived, where the reflector could tell
 	SeenTOS  uint8 `json:"seenTOS,omitempty"`
+	Plain    bool  `json:"plain,omitempty"`   // wallprobe's own messages on a path of another protocol: that they are lost says nothing
+	Back     bool  `json:"back,omitempty"`    // the answer left with the same marks
+	BackTTL  uint8 `json:"backTTL,omitempty"` // as the answer arrived, where this end could tell
+	BackTOS  uint8 `json:"backTOS,omitempty"`
 }
 
 // mark sends up to three marked datagrams and reads from the answer how they
-// arrived. That they are lost stops nothing: applications go on without.
+// arrived, and how the answer did. That they are lost stops nothing:
+// applications go on without. Where the path's own datagrams are others, one has
+// to do.
 func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation) {
 	f := r.ends[p.Where]
 	c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(ownPort()), net.UDPAddrFromAddrPort(netip.AddrPortFrom(p.Addr, port)))
@@ -45,18 +46,24 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 		return
 	}
 	p.ID += markStage
+	m.Plain = !bare(p)
 	o.Mark = m
-	for attempt := range tries {
+	times, last := tries, r.cfg.Timeout/4
+	if m.Plain {
+		times, last = 1, r.spacing()
+	}
+	for attempt := range times {
 		q := r.message(p, port, attempt)
-		if o.Detail == "" { // else the large ones do not pass as they are
+		q.Marked = true
+		if p.Speak == protocol.Datagram && o.Detail == "" { // else the large ones do not pass as they are
 			q.Size = max(wire.MessageSize, p.Datagram)
 		}
 		if _, err := c.Write(q.Append(nil, &f.keys)); err != nil {
 			continue
 		}
 		wait := r.spacing()
-		if attempt == tries-1 {
-			wait = r.cfg.Timeout / 4
+		if attempt == times-1 {
+			wait = last
 		}
 		if m.hear(c, &f.keys, p.ID, time.Now().Add(wait)) {
 			return
@@ -64,21 +71,55 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 	}
 }
 
-// marked sets the header fields of a socket.
+// markStream makes one more connection, with a marked SYN and without data: on
+// the port passes what is expected there. How the SYN arrived is in the
+// reflector's ledger. Of a protocol's ways the first one has to do.
+func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observation) {
+	ways := protocol.Named(p.Speak).Variants
+	if o.TCP == nil || o.TCP.TTL == 0 || len(ways) > 0 && p.Variant != ways[0] {
+		return // the system may not tell of its SYNs
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
+	defer cancel()
+	const dscp = wire.MarkTOS &^ 3
+	m := &Mark{TTL: o.TCP.TTL, TOS: dscp}
+	c, err := dialMarked(ctx, netip.AddrPortFrom(p.Addr, port), dscp)
+	if err != nil {
+		if protocol.FaultOf(err) == protocol.FaultTimeout {
+			o.Mark = m
+		}
+		return
+	}
+	defer c.Close()
+	x := r.exchange(p, port)
+	x.Probe, x.Bytes, x.Idle = x.Probe+markStage, 0, 0
+	if protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, x).Stage == protocol.StageDone {
+		m.Answered, o.Mark = true, m // else the connection came up, and nothing is known of its SYN
+	}
+}
+
+// bare tells whether a probe's datagrams are wallprobe's own messages as they are.
+func bare(p Probe) bool {
+	ends := protocol.On(p.Speak, scenarios.UDP)
+	return p.Speak == protocol.Datagram || ends != nil && ends.Answer == nil && !ends.Stream
+}
+
+// marked sets the header fields of a socket, and lets it tell of those that come.
 func marked(c *net.UDPConn, v4 bool) (*Mark, error) {
-	m := &Mark{TTL: markTTL}
+	tellMarks(c, v4)
+	m := &Mark{TTL: wire.MarkTTL}
 	if runtime.GOOS != "windows" { // which takes the marks and sends none
-		m.TOS = markTOS
+		m.TOS = wire.MarkTOS
 	}
 	if v4 {
 		p := ipv4.NewConn(c)
-		if err := p.SetTTL(markTTL); err != nil {
+		if err := p.SetTTL(wire.MarkTTL); err != nil {
 			return nil, err
 		}
 		return m, p.SetTOS(int(m.TOS))
 	}
 	p := ipv6.NewConn(c)
-	if err := p.SetHopLimit(markTTL); err != nil {
+	if err := p.SetHopLimit(wire.MarkTTL); err != nil {
 		return nil, err
 	}
 	return m, p.SetTrafficClass(int(m.TOS))
@@ -89,12 +130,13 @@ func (m *Mark) hear(c *net.UDPConn, keys *wire.Keys, probe uint32, until time.Ti
 	buf := make([]byte, 2048)
 	c.SetReadDeadline(until)
 	for {
-		n, err := c.Read(buf)
+		n, ttl, tos, err := readMarked(c, buf)
 		if err != nil {
 			return false // be it silence or an ICMP error: the next attempt may fare better
 		}
 		if got, err := wire.Parse(buf[:n], keys); err == nil && got.Kind == wire.Reply && got.Probe == probe {
 			m.Answered, m.SeenTTL, m.SeenTOS = true, got.TTL, got.TOS
+			m.Back, m.BackTTL, m.BackTOS = got.Marked, ttl, tos
 			return true
 		}
 	}

@@ -47,7 +47,33 @@ func (e *portEvidence) passages() []Passage {
 	if e.transport == scenarios.UDP {
 		return e.markPassages()
 	}
-	return e.synPassages()
+	list := e.synPassages()
+	if len(list) > 0 && list[0].Field == "connection" {
+		return list // what was made anew has no marks of ours
+	}
+	return append(list, e.markedSYN()...)
+}
+
+// markedSYN: how the marked SYN arrived. Only its DSCP was set.
+func (e *portEvidence) markedSYN() []Passage {
+	m := e.near.Mark
+	if m == nil || !e.ledger {
+		return nil
+	}
+	for _, ev := range e.marked {
+		if ev.TCP != nil && ev.TCP.TTL != 0 {
+			return tosPassages(m.TOS, ev.TCP.TOS)[:1]
+		}
+	}
+	if m.Answered || len(e.marked) > 0 {
+		return nil
+	}
+	return []Passage{lostMarks(m, "connections")}
+}
+
+// lostMarks: what is not marked arrives.
+func lostMarks(m *Mark, what string) Passage {
+	return Passage{Field: "DSCP", Sent: strconv.Itoa(int(m.TOS >> 2)), Arrived: "nothing", Changed: true, Note: "marked " + what + " are lost, others are not"}
 }
 
 // markPassages: how the marked datagrams arrived.
@@ -58,18 +84,26 @@ func (e *portEvidence) markPassages() []Passage {
 	}
 	ttl, tos := m.SeenTTL, m.SeenTOS
 	if !m.Answered {
-		if len(e.marked) == 0 && e.ledger {
-			return []Passage{{Field: "DSCP", Sent: strconv.Itoa(int(m.TOS >> 2)), Arrived: "nothing", Changed: true, Note: "marked datagrams are lost, others are not"}}
+		if len(e.marked) == 0 && e.ledger && !m.Plain {
+			return []Passage{lostMarks(m, "datagrams")}
 		}
 		if len(e.marked) == 0 {
 			return nil
 		}
 		ttl, tos = e.marked[0].TTL, e.marked[0].TOS
 	}
-	if ttl == 0 {
-		return nil // the reflector's system does not tell
+	var list []Passage
+	if ttl != 0 { // else the reflector's system does not tell
+		list = append(ttlPassage(m.TTL, ttl, e.near.Routed), tosPassages(m.TOS, tos)...)
 	}
-	return append(ttlPassage(m.TTL, ttl, e.near.Routed), tosPassages(m.TOS, tos)...)
+	if m.Back && m.BackTTL != 0 {
+		back := append(ttlPassage(wire.MarkTTL, m.BackTTL, e.near.Routed), tosPassages(wire.MarkTOS, m.BackTOS)...)
+		for i := range back {
+			back[i].Back = true
+		}
+		list = append(list, back...)
+	}
+	return list
 }
 
 // ttlPassage: each router takes one (RFC 1812 section 5.3.1).

@@ -30,9 +30,14 @@ func passagesOf(t *testing.T, tr scenarios.Transport, o Observation, far *wire.L
 
 func TestMarkedDatagramsTellOfRewrittenHeaders(t *testing.T) {
 	mark := func(ttl, tos uint8, routed bool) Observation {
-		return Observation{Routed: routed, Mark: &Mark{TTL: 64, TOS: markTOS, Answered: true, SeenTTL: ttl, SeenTOS: tos}}
+		return Observation{Routed: routed, Mark: &Mark{TTL: 64, TOS: wire.MarkTOS, Answered: true, SeenTTL: ttl, SeenTOS: tos}}
 	}
-	lost := Observation{Mark: &Mark{TTL: 64, TOS: markTOS}}
+	back := func(ttl, tos uint8) Observation {
+		o := mark(63, wire.MarkTOS, true)
+		o.Mark.Back, o.Mark.BackTTL, o.Mark.BackTOS = true, ttl, tos
+		return o
+	}
+	lost := Observation{Mark: &Mark{TTL: 64, TOS: wire.MarkTOS}}
 	unanswered := func(l *wire.Ledger) {
 		l.Probes = append(l.Probes, wire.ProbeRecord{Probe: 1 + markStage, Events: []wire.Event{
 			{Transport: scenarios.UDP, Local: netip.AddrPortFrom(farAddr, 443), Probe: 1 + markStage, TTL: 60, TOS: 46 << 2}}})
@@ -44,21 +49,54 @@ func TestMarkedDatagramsTellOfRewrittenHeaders(t *testing.T) {
 		far  *wire.Ledger
 		want []string
 	}{
-		{"as sent", mark(63, markTOS, true), of(t), []string{"TTL 64 arrived as 63: 1 hop", dscp, ecn}},
-		{"as sent, to a neighbour", mark(64, markTOS, false), of(t), []string{"TTL 64 arrived as 64", dscp, ecn}},
-		{"as sent across a router", mark(64, markTOS, true), of(t), []string{"! TTL 64 arrived as 64: rewritten, for a router lies between", dscp, ecn}},
-		{"higher", mark(128, markTOS, true), of(t), []string{"! TTL 64 arrived as 128: rewritten", dscp, ecn}},
+		{"as sent", mark(63, wire.MarkTOS, true), of(t), []string{"TTL 64 arrived as 63: 1 hop", dscp, ecn}},
+		{"as sent, to a neighbour", mark(64, wire.MarkTOS, false), of(t), []string{"TTL 64 arrived as 64", dscp, ecn}},
+		{"as sent across a router", mark(64, wire.MarkTOS, true), of(t), []string{"! TTL 64 arrived as 64: rewritten, for a router lies between", dscp, ecn}},
+		{"higher", mark(128, wire.MarkTOS, true), of(t), []string{"! TTL 64 arrived as 128: rewritten", dscp, ecn}},
 		{"DSCP cleared", mark(60, 2, true), of(t), []string{"TTL 64 arrived as 60: 4 hops", "! DSCP 46 arrived as 0", ecn}},
 		{"ECN bleached", mark(60, 46<<2, true), of(t), []string{"TTL 64 arrived as 60: 4 hops", dscp, "! ECN ECT(0) arrived as Not-ECT: bleached"}},
-		{"congested", mark(60, markTOS|3, true), of(t), []string{"TTL 64 arrived as 60: 4 hops", dscp, "! ECN ECT(0) arrived as CE: marked as congested"}},
+		{"congested", mark(60, wire.MarkTOS|3, true), of(t), []string{"TTL 64 arrived as 60: 4 hops", dscp, "! ECN ECT(0) arrived as CE: marked as congested"}},
 		{"ECN set otherwise", mark(60, 46<<2|1, true), of(t), []string{"TTL 64 arrived as 60: 4 hops", dscp, "! ECN ECT(0) arrived as ECT(1): rewritten"}},
 		{"the system does not tell", mark(0, 0, true), of(t), nil},
 		{"answers lost", lost, of(t, unanswered), []string{"TTL 64 arrived as 60: 4 hops", dscp, "! ECN ECT(0) arrived as Not-ECT: bleached"}},
 		{"lost", lost, of(t), []string{"! DSCP 46 arrived as nothing: marked datagrams are lost, others are not"}},
 		{"lost, without a ledger", lost, nil, nil},
+		{"lost, of another protocol's path", Observation{Mark: &Mark{TTL: 64, TOS: wire.MarkTOS, Plain: true}}, of(t), nil},
+		{"back as sent", back(63, wire.MarkTOS), of(t), []string{"TTL 64 arrived as 63: 1 hop", dscp, ecn, "TTL 64 of the reflector arrived as 63: 1 hop", "DSCP 46 of the reflector arrived as 46", "ECN ECT(0) of the reflector arrived as ECT(0)"}},
+		{"changed on the way back", back(128, 3), of(t), []string{"TTL 64 arrived as 63: 1 hop", dscp, ecn,
+			"! TTL 64 of the reflector arrived as 128: rewritten", "! DSCP 46 of the reflector arrived as 0", "! ECN ECT(0) of the reflector arrived as CE: marked as congested"}},
+		{"this system does not tell", back(0, 0), of(t), []string{"TTL 64 arrived as 63: 1 hop", dscp, ecn}},
 		{"not sent", Observation{}, of(t), nil},
 	} {
 		if diff := cmp.Diff(c.want, passagesOf(t, scenarios.UDP, c.near, c.far)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", c.name, diff)
+		}
+	}
+}
+
+func TestMarkedSYNTellsOfItsDSCP(t *testing.T) {
+	near := func(answered bool) Observation {
+		return Observation{TCP: &wire.TCPSeen{TTL: 64}, Mark: &Mark{TTL: 64, TOS: 46 << 2, Answered: answered}}
+	}
+	arrived := func(tos uint8) func(*wire.Ledger) {
+		return func(l *wire.Ledger) {
+			l.Probes = append(l.Probes, wire.ProbeRecord{Probe: 1 + markStage, Events: []wire.Event{
+				{Transport: scenarios.TCP, Local: netip.AddrPortFrom(farAddr, 443), Probe: 1 + markStage, TCP: &wire.TCPSeen{TTL: 63, TOS: tos}}}})
+		}
+	}
+	for _, c := range []struct {
+		name string
+		near Observation
+		far  *wire.Ledger
+		want []string
+	}{
+		{"as sent", near(true), of(t, arrived(46<<2)), []string{"DSCP 46 arrived as 46"}},
+		{"cleared", near(true), of(t, arrived(0)), []string{"! DSCP 46 arrived as 0"}},
+		{"lost", near(false), of(t), []string{"! DSCP 46 arrived as nothing: marked connections are lost, others are not"}},
+		{"lost, without a ledger", near(false), nil, nil},
+		{"the reflector does not tell", near(true), of(t), nil},
+	} {
+		if diff := cmp.Diff(c.want, passagesOf(t, scenarios.TCP, c.near, c.far)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.name, diff)
 		}
 	}

@@ -288,6 +288,9 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 	o.stream(protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, r.exchange(p, port)))
 	c.Close()
 	r.compare(ctx, p, port, &o)
+	if p.Where == WhereFar && o.Stage == protocol.StageDone {
+		r.markStream(ctx, p, port, &o)
+	}
 	return o
 }
 
@@ -319,6 +322,12 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 	if o.Fault != "" && o.Answered == 0 && isErrno(res.Err) {
 		o.fault(survey.Explain(c, res.Err))
 	}
+	if ends := protocol.Named(p.Speak); ends.UDP.Stream || ends.Says != "" {
+		r.compare(ctx, p, port, &o)
+	}
+	if p.Where == WhereFar && o.Stage == protocol.StageDone {
+		r.mark(ctx, p, port, &o)
+	}
 	return o
 }
 
@@ -327,7 +336,7 @@ func (o *Observation) stream(res protocol.Result) {
 	o.Stage, o.Fault, o.Up, o.Down, o.TLS = res.Stage, res.Fault, res.Up, res.Down, res.TLS
 	o.Seconds = res.Took.Seconds()
 	o.Sample = hex.EncodeToString(res.Sample[:min(len(res.Sample), 64)])
-	o.Media = res.Media
+	o.Media, o.Flow = res.Media, res.Flow
 	o.Seen, o.Said, o.Step, o.Detail, o.Rate, o.Pause = res.Seen.Seen, res.Said, res.Step, res.Detail, res.Rate, res.Pause.Seconds()
 	if res.Err != nil {
 		o.Detail = res.Err.Error()

@@ -168,6 +168,7 @@ type Observation struct {
 	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came, seconds
 	Silence  *Silence          `json:"silence,omitempty"` // how much of it a flow survives, where a run asked for that
 	Media    []wire.Media      `json:"media,omitempty"`   // of media over UDP, each flow
+	Flow     *wire.Flow        `json:"flow,omitempty"`    // of QUIC that failed
 	Sample   string            `json:"sample,omitempty"`  // hexadecimal, of an answer that is not ours
 	Step     string            `json:"step,omitempty"`    // what was being done in the stage that failed, where it has several
 	Detail   string            `json:"detail,omitempty"`  // an error's text, a relayed address

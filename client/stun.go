@@ -61,6 +61,9 @@ func (r *runner) stunUDP(ctx context.Context, p Probe, port uint16) Observation 
 		o.Answered += int(more.Answered)
 	}
 	o.Stage, o.Fault, o.ICMP, o.Detail = protocol.StageDone, "", nil, "mapped to "+o.Seen.String()
+	if p.Where == WhereFar {
+		r.mark(ctx, p, port, &o)
+	}
 	return o
 }
 

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"slices"
@@ -45,7 +46,7 @@ func (e *portEvidence) judgeWrong() (Verdict, string) {
 	case e.ledger && e.arrived():
 		return Altered, "the reflector's answer arrived changed"
 	case e.ledger:
-		return Impostor, "the answer is not the reflector's, which saw nothing: " + o.Detail
+		return Impostor, "the answer is not the reflector's, which saw nothing: " + o.Detail + e.compared()
 	case o.Fault == protocol.FaultAltered:
 		return Altered, o.Detail
 	}
@@ -56,15 +57,18 @@ func (e *portEvidence) judgeWrong() (Verdict, string) {
 func (e *portEvidence) judgeQUIC() (Verdict, string) {
 	o := e.near
 	_, differs := e.certificate()
+	changed := cmp.Or(e.changedOnTheWay(), e.helloChanged())
 	switch {
 	case differs != "":
 		return Altered, differs
+	case changed != "":
+		return Altered, changed
 	case o.Fault == protocol.FaultForeign || o.Fault == protocol.FaultAltered && o.Stage != protocol.StageData:
 		return e.judgeWrong()
 	case o.Stage != protocol.StageTLS:
 		return e.judgeBroken()
 	case o.Fault != protocol.FaultTimeout:
-		return Cut, "stage tls: " + o.Fault + e.farWhy()
+		return Cut, "stage tls: " + o.Fault + e.farWhy() + e.compared()
 	}
 	return e.judgeHandshake()
 }
@@ -79,7 +83,7 @@ func (e *portEvidence) judgeHandshake() (Verdict, string) {
 	}
 	switch {
 	case o.Answered > 0:
-		return Cut, "stage tls: the handshake began and " + ended(o.Fault) + e.farWhy() + beside
+		return Cut, "stage tls: the handshake began and " + ended(o.Fault) + e.farWhy() + beside + e.compared()
 	case !e.ledger:
 		return Silent, "nothing came back, and the reflector's ledger could not be had" + beside
 	}
@@ -90,5 +94,46 @@ func (e *portEvidence) judgeHandshake() (Verdict, string) {
 	if n := len(e.strays); v == ReplyLost {
 		why = fmt.Sprintf("the reflector saw %d first packets and answered; no answer arrived", n)
 	}
-	return v, why + beside
+	return v, why + beside + e.compared()
+}
+
+// flowsOf are the far end's flows at a port that may be a probe's: one of which
+// a datagram arrived as it was sent or, where none is, any.
+func (v *farView) flowsOf(near *Observation, port uint16) []wire.Flow {
+	if near.Flow == nil {
+		return nil
+	}
+	var any, own []wire.Flow
+	for _, f := range v.ledger.Flows {
+		if f.Local.Port() != port {
+			continue
+		}
+		if any = append(any, f); near.Flow.Sent.Shares(f.Heard) || f.Sent.Shares(near.Flow.Heard) {
+			own = append(own, f)
+		}
+	}
+	if len(own) > 0 {
+		return own
+	}
+	return any
+}
+
+// changedOnTheWay says which datagram of a flow arrived as another: its protocol
+// drops that without a word.
+func (e *portEvidence) changedOnTheWay() string {
+	at := func(p wire.Print, at int) string {
+		if at < 0 {
+			return fmt.Sprintf("%d bytes arrived changed, after the first %d", p.Length, len(p.Head()))
+		}
+		return fmt.Sprintf("%d bytes arrived changed at byte %d", p.Length, at)
+	}
+	for _, f := range e.flows {
+		if p, n, ok := e.near.Flow.Sent.Changed(f.Heard); ok {
+			return "a datagram of " + at(p, n)
+		}
+		if p, n, ok := f.Sent.Changed(e.near.Flow.Heard); ok {
+			return "the reflector's datagram of " + at(p, n)
+		}
+	}
+	return ""
 }

@@ -25,6 +25,25 @@ func ended443(e wire.Event) func(*wire.Ledger) {
 	return func(l *wire.Ledger) { l.Probes = []wire.ProbeRecord{{Probe: 1, Events: []wire.Event{e}}} }
 }
 
+// flowed is a ledger's flow at the port, and near one of the near end; both are
+// made of the texts of their datagrams.
+func flowed(sent, heard []string) func(*wire.Ledger) {
+	f := *prints(sent, heard)
+	f.Remote, f.Local = netip.MustParseAddrPort("192.0.2.1:50000"), netip.AddrPortFrom(farAddr, 443)
+	return func(l *wire.Ledger) { l.Flows = append(l.Flows, f) }
+}
+
+func prints(sent, heard []string) *wire.Flow {
+	f := new(wire.Flow)
+	for _, d := range sent {
+		f.Sent.Add([]byte(d))
+	}
+	for _, d := range heard {
+		f.Heard.Add([]byte(d))
+	}
+	return f
+}
+
 // Whatever becomes of a protocol of its own over UDP, the verdict and the words
 // for it are these.
 func TestProtocolsOverUDPAreJudgedByBothEnds(t *testing.T) {
@@ -59,6 +78,10 @@ func TestProtocolsOverUDPAreJudgedByBothEnds(t *testing.T) {
 		"QUIC, somebody beside":             {"quic", Observation{Sent: 1, Answered: 1, Stage: "tls", Fault: "foreign", Detail: "no version"}, of(t, strayed(hello)), verdict{Altered, "the reflector saw it and answered; what came is another answer: no version"}},
 		"QUIC, an error of TLS":             {"quic", Observation{Sent: 1, Answered: 1, Stage: "tls", Fault: "CRYPTO_ERROR 0x128"}, of(t, strayed(hello)), verdict{Cut, "stage tls: CRYPTO_ERROR 0x128"}},
 		"QUIC, cut in the data":             {"quic", Observation{Sent: 1, Answered: 1, Stage: "data", Fault: "timeout", Up: 10, Down: 20}, of(t, ended443(whole)), verdict{Cut, "after 20 bytes received and 10 sent: nothing more came"}},
+		"QUIC, changed on the way":          {"quic", Observation{Sent: 1, Stage: "tls", Fault: "timeout", Flow: prints([]string{"one", "three"}, nil)}, of(t, flowed(nil, []string{"one", "threE"})), verdict{Altered, "a datagram of 5 bytes arrived changed at byte 4"}},
+		"QUIC, changed on the way back":     {"quic", Observation{Sent: 1, Answered: 1, Stage: "tls", Fault: "timeout", Flow: prints([]string{"one"}, []string{"1_answer"})}, of(t, strayed(hello), flowed([]string{"an answer"[:8], "1 answer"}, []string{"one"})), verdict{Altered, "the reflector's datagram of 8 bytes arrived changed at byte 1"}},
+		"QUIC, somebody else's changed":     {"quic", Observation{Sent: 1, Stage: "tls", Fault: "timeout", Flow: prints([]string{"four"}, nil)}, of(t, strayed(hello), flowed(nil, []string{"fouR"}), flowed([]string{"answer"}, []string{"four"})), verdict{ReplyLost, "the reflector saw 1 first packets and answered; no answer arrived"}},
+		"QUIC, as it was sent":              {"quic", Observation{Sent: 1, Answered: 1, Stage: "tls", Fault: "timeout", Flow: prints([]string{"one", "two"}, []string{"answer"})}, of(t, strayed(hello), flowed([]string{"answer", "lost"}, []string{"one"})), verdict{Cut, "stage tls: the handshake began and nothing more came"}},
 		"datagrams beside QUIC that passes": {"", Observation{Sent: 3, Stage: "token", Fault: "timeout"}, of(t, strayed(hello, unknown)), verdict{RequestLost, "the reflector saw nothing"}},
 		"DNS, rewritten":                    {"dns", Observation{Sent: 1, Stage: "token", Fault: "altered", Said: said("answer A: A 10.0.0.1"), Detail: "x"}, of(t, ended443(query)), verdict{Altered, `"answer A: A 192.0.2.7" was sent, "answer A: A 10.0.0.1" arrived here`}},
 		"DNS, another's answer first":       {"dns", Observation{Sent: 1, Stage: "token", Fault: "foreign", Detail: "x"}, of(t, ended443(query)), verdict{Altered, "the reflector saw it and answered; what came is another answer: x"}},

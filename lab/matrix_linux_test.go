@@ -157,22 +157,19 @@ var small = []string{"automate-heartbeat udp", "automate-mediator udp", "automat
 
 // unflipped are the exceptions to what changes: where nothing is sent that has
 // such a byte, and where the change makes what came look like the beginning of
-// something longer. QUIC drops what does not authenticate, and says nothing.
+// something longer.
 func unflipped(side middlebox.Side, at int64) map[string]client.Verdict {
-	quic := map[string]client.Verdict{"quic udp": client.Cut}
 	switch {
-	case at == 0 && side == middlebox.Client: // no longer a packet of QUIC at all
-		return map[string]client.Verdict{"quic udp": client.RequestLost}
-	case at == 0:
-		return besides(client.Cut, quic, "mysql tcp") // the length of the greeting
+	case at == 0 && side == middlebox.Server:
+		return besides(client.Cut, nil, "mysql tcp") // the length of the greeting
 	case at == 250 && side == middlebox.Client:
-		return besides(client.Open, quic, append(small, "ftp tcp")...)
+		return besides(client.Open, nil, append(small, "ftp tcp")...)
 	case at == 250:
-		return besides(client.Open, quic, append(small, "stun tcp", "stun udp")...)
+		return besides(client.Open, nil, append(small, "stun tcp", "stun udp")...)
 	case at == 20000:
 		return besides(client.Open, ftpFurther, append(small, "dns udp", "goto-media udp", "quic udp", "stun tcp", "stun udp", "turn tcp", "turn udp", "datagram udp")...)
 	}
-	return quic
+	return nil
 }
 
 // wanted is what must be found, of what was found.

@@ -91,7 +91,7 @@ func furtherTamperings() []tampering {
 			s.serve(middlebox.UDP{Ports: "53", Edit: middlebox.DNSAnswers(v4, v6)}.Open(s.firewall()))
 		}, map[string]fact{"DNS-UDP": altered(`was sent, "answer A`)}),
 	}
-	return slices.Concat(list, upgrades(), clamped())
+	return slices.Concat(list, upgrades(), clamped(), filters())
 }
 
 // upgrades: WebSocket is taken out of HTTPS by somebody who reads along. Page

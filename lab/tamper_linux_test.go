@@ -93,8 +93,8 @@ func helloFilters() []tampering {
 			cut("stage tls: the TLS alert \"access denied\" came, which the reflector never sent…"+byName, "")),
 		boxed("TLS reset whatever the name", middlebox.TCP{Filter: middlebox.AnyHello(middlebox.ResetBoth)},
 			cut("stage tls: a reset came…"+byTLS, "tls reset")),
-		{clean: firewall(""), row: row{name: "hello dropped by port", rules: firewall(out(long, "TLS")), want: all(
-			cut("stage tls: nothing more came…; by protocol: another name fares the same here, while what is not TLS passes on this port, and the name passes on port ", "tls timeout").and("some"), "TLS")}},
+		{clean: firewall(""), row: row{name: "large packets dropped by port", rules: firewall(out(long, "TLS")), want: all(
+			cut("stage tls: nothing more came…; by port: another name fares the same here, while the name passes on port ", "tls timeout").and("some"), "TLS")}},
 		{clean: firewall(""), row: row{name: "data dropped by port", rules: firewall(out("meta length > 120 counter drop", "TLS")), want: all(
 			cut("stage tls: nothing more came…; by port: another name fares the same here, while the name passes on port ", "tls timeout").and("some"), "TLS")}},
 	}
@@ -120,12 +120,13 @@ func alpnFilters() []tampering {
 // headers: header fields are rewritten, which stops nothing.
 func headers() []tampering {
 	clean := firewall("")
+	marked := []string{"UDP", "STUN", "QUIC"} // QUIC is plain datagrams there
 	open := func(passage string) fact { return fact{Verdict: client.Open, Near: "done", Passage: passage} }
 	rows := []tampering{
-		{row: row{name: "DSCP cleared, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP")}},
-		{row: row{name: "DSCP cleared, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP")}},
+		{row: row{name: "DSCP cleared, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP", "TCP", "TLS", "STUN")}},
+		{row: row{name: "DSCP cleared, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 dscp set 0\n"), want: all(open("DSCP 46 arrived as 0"), "UDP", "TCP", "TLS", "STUN")}},
 		{row: row{name: "DSCP set, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp set 10\n"),
-			want: join(all(open("DSCP 46 arrived as 10"), "UDP"), all(open("DSCP 0 arrived as 10"), streams...))}},
+			want: join(all(open("DSCP 46 arrived as 10"), "UDP"), all(open("DSCP 0 arrived as 10; DSCP 46 arrived as 10"), streams...))}},
 		{row: row{name: "ECN bleached, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ecn set not-ect\n"), want: all(open("ECN ECT(0) arrived as Not-ECT: bleached"), "UDP")}},
 		{row: row{name: "ECN bleached, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 ecn set not-ect\n"), want: all(open("ECN ECT(0) arrived as Not-ECT: bleached"), "UDP")}},
 		{row: row{name: "congestion marked, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ecn != not-ect ip ecn set ce\n"), want: all(open("ECN ECT(0) arrived as CE: marked as congested"), "UDP")}},
@@ -133,7 +134,15 @@ func headers() []tampering {
 		{row: row{name: "TTL set higher, ipv6", family: "ipv6", rules: mangle(outgoing + "ip6 hoplimit set 128\n"), want: all(open("TTL 64 arrived as 128: rewritten"), "UDP", "TCP", "TLS")}},
 		{row: row{name: "TTL set as it was, ipv4", family: "ipv4", rules: mangle(outgoing + "ip ttl set 64\n"), want: all(open("TTL 64 arrived as 64: rewritten, for a router lies between"), "UDP", "TCP", "TLS")}},
 		{row: row{name: "marked datagrams dropped, ipv4", family: "ipv4", rules: mangle(outgoing + "ip dscp ef drop\n"),
-			want: all(open("DSCP 46 arrived as nothing: marked datagrams are lost, others are not"), "UDP")}},
+			want: join(all(open("DSCP 46 arrived as nothing: marked datagrams are lost, others are not"), "UDP"),
+				all(open("DSCP 46 arrived as nothing: marked connections are lost, others are not"), streams...))}},
+		{row: row{name: "DSCP cleared on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "ip dscp set 0\n"), want: all(open("DSCP 46 of the reflector arrived as 0"), marked...)}},
+		{row: row{name: "DSCP cleared on the way back, ipv6", family: "ipv6", rules: mangle(incoming + "ip6 dscp set 0\n"), want: all(open("DSCP 46 of the reflector arrived as 0"), marked...)}},
+		{row: row{name: "TTL set higher on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "ip ttl set 128\n"), want: all(open("TTL 64 of the reflector arrived as 128: rewritten"), marked...)}},
+		{row: row{name: "TTL set higher on the way back, ipv6", family: "ipv6", rules: mangle(incoming + "ip6 hoplimit set 128\n"), want: all(open("TTL 64 of the reflector arrived as 128: rewritten"), marked...)}},
+		{row: row{name: "congestion marked on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "ip ecn != not-ect ip ecn set ce\n"), want: all(open("ECN ECT(0) of the reflector arrived as CE: marked as congested"), marked...)}},
+		{row: row{name: "congestion marked on the way back, ipv6", family: "ipv6", rules: mangle(incoming + "ip6 ecn != not-ect ip6 ecn set ce\n"), want: all(open("ECN ECT(0) of the reflector arrived as CE: marked as congested"), marked...)}},
+		{row: row{name: "DSCP cleared both ways, ipv4", family: "ipv4", rules: mangle("\t\tip dscp set 0\n"), want: all(open("DSCP 46 arrived as 0; DSCP 46 of the reflector arrived as 0"), marked...)}},
 		{row: row{name: "segment size clamped on the way out, ipv4", family: "ipv4", rules: mangle(outgoing + "tcp flags syn tcp option maxseg size set 1360\n"), want: all(open("MSS 1460 arrived as 1360"), streams...)}},
 		{row: row{name: "segment size clamped on the way out, ipv6", family: "ipv6", rules: mangle(outgoing + "tcp flags syn tcp option maxseg size set 1360\n"), want: all(open("MSS 1440 arrived as 1360"), streams...)}},
 		{row: row{name: "segment size clamped on the way back, ipv4", family: "ipv4", rules: mangle(incoming + "tcp flags & syn == syn tcp option maxseg size set 1300\n"), want: all(open("MSS 1460 of the reflector arrived as 1300"), streams...)}},

@@ -18,6 +18,7 @@ import (
 // throughProxy asks the far end as if it were the site's proxy (GT-4): for a
 // tunnel that leads to the far end itself and to nowhere else.
 var throughProxy = &Protocol{
+	Names:    true,
 	Doc:      "CONNECT (RFC 9110 section 9.3.6) for the path's name, port 443, then TLS and data in the tunnel; the token is in Proxy-Authorization, its answer in Proxy-Authentication-Info",
 	Claims:   func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindConnect },
 	Patience: httpTime,

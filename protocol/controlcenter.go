@@ -15,6 +15,7 @@ const (
 
 // controlCenter stands for the Control Center of ConnectWise Automate (CWA-9).
 var controlCenter = &Protocol{
+	Names:     true,
 	Doc:       "HTTP POST of a framed binary body; the token and its answer are the first frame",
 	Imitation: "the Control Center's protocol on 8484 is not documented; requests with an opaque framed body stand for it",
 	Claims:    func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindFramed },

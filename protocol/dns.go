@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/base32"
@@ -24,6 +25,7 @@ import (
 // one is named, and the answering token as TXT beside it.
 var dnsProtocol = &Protocol{
 	Doc:    "DNS query whose name holds the token; the answer is a known address, with the answering token as TXT",
+	Says:   dnsZone,
 	Claims: isDNS,
 	TCP:    &Ends{Probe: probeDNSStream, Serve: serveDNSStream},
 	UDP:    &Ends{Probe: probeDNS, Answer: answerDNS},
@@ -59,15 +61,16 @@ func isDNS(peek Peek, inTLS bool) bool {
 	return len(b) == 8 && b[4]&^1 == 0 && b[5]&^0x30 == 0 && binary.BigEndian.Uint16(b[6:]) == 1
 }
 
-// dnsName is a name that holds a message: labels of at most 63 characters.
-func dnsName(p []byte) string {
+// dnsName is a name that holds a message, below a zone: labels of at most 63
+// characters.
+func dnsName(p []byte, zone string) string {
 	text := strings.ToLower(base32Text.EncodeToString(p))
 	var b strings.Builder
 	for len(text) > 63 {
 		b.WriteString(text[:63] + ".")
 		text = text[63:]
 	}
-	return b.String() + text + "." + dnsZone
+	return b.String() + text + "." + dns.Fqdn(zone)
 }
 
 // messageInName reads what dnsName wrote, whatever the case and the zone.
@@ -100,7 +103,7 @@ func dnsAddress(m wire.Message, qtype uint16) netip.Addr {
 // TokenName is the exchange's token as a name to ask for.
 func (x Exchange) TokenName() string {
 	m := x.message(wire.Request)
-	return dnsName(m.Append(nil, x.Keys))
+	return dnsName(m.Append(nil, x.Keys), cmp.Or(x.Says, dnsZone))
 }
 
 // dnsRequest makes the query of an attempt.

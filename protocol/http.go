@@ -54,6 +54,7 @@ const page = `<!DOCTYPE html>
 
 // plainHTTP is HTTP/1.1 without TLS.
 var plainHTTP = &Protocol{
+	Names:    true,
 	Doc:      "HTTP/1.1: a page, a POST both ways; the token is in Authorization, its answer in Authentication-Info",
 	Bulk:     true,
 	Claims:   func(peek Peek, inTLS bool) bool { return !inTLS && kindOfHTTP(peek) == kindPlain },

@@ -52,6 +52,9 @@ type Protocol struct {
 	Bulk      bool     // carries large transfers
 	Secure    bool     // the near end begins with TLS, over TCP
 
+	Names bool   // what the near end begins with says the path's name in clear, outside of TLS
+	Says  string // a name that it says whatever the path's is
+
 	// The reflector knows a stream by its first bytes, or by its port when the
 	// far end speaks first.
 	Claims func(peek Peek, inTLS bool) bool
@@ -257,6 +260,8 @@ type Exchange struct {
 	Port       uint16   // aimed at
 	ServerName string   // TLS server name; may be empty
 	Offer      []string // ALPN names in place of the protocol's own; nil leaves these, empty is none
+	Says       string   // in place of the name that the protocol says; empty leaves it
+	Alone      bool     // what else passes on the port is not asked
 	Bytes      uint32   // each way
 	Idle       time.Duration
 	Stall      time.Duration // how long a stage may stand still
@@ -288,6 +293,7 @@ type Result struct {
 	Rate   float64       // of the data phase, bytes per second in the slower direction; 0 is unknown
 	Pause  time.Duration // the longest in which no byte of the data phase came
 	Media  []wire.Media  // of media over UDP, each flow
+	Flow   *wire.Flow    // over UDP, of an exchange that failed and whose protocol drops what was changed
 	Sample []byte        // first bytes of an answer that is not ours
 	Seen   wire.Message  // the far end's answer, if it verified
 	Took   time.Duration // until the fault or the end

@@ -79,9 +79,15 @@ func probeQUIC(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	step := r.steps()
 	link := &datagramLink{Conn: c}
+	defer func() {
+		if r.Stage != StageDone {
+			r.Flow = link.flow()
+		}
+	}()
 	tr := &quic.Transport{Conn: link}
 	handshake := x.Stall * 3 / 4
 	conn, err := x.shakeHands(ctx, tr, c.RemoteAddr(), handshake, &r)
+	Hear(r.TLS, link.hello())
 	r.Sent, r.Heard = 1, 1
 	if err != nil {
 		tr.Close()
@@ -90,8 +96,8 @@ func probeQUIC(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 		switch {
 		case met != nil && heard == 0:
 			err = met
-		case faultOf(err) == FaultTimeout && ctx.Err() == nil:
-			err = besideQUIC{x.beside(ctx, c, x.Stall-handshake)}
+		case faultOf(err) == FaultTimeout && ctx.Err() == nil && !x.Alone:
+			err = besideQUIC{x.beside(ctx, link, x.Stall-handshake)}
 		}
 		step(StageTLS, err)
 		return r
@@ -207,6 +213,7 @@ type ArrivedQUIC struct {
 	Conn          *quic.Conn
 	Remote, Local netip.AddrPort
 	TLS           *wire.TLSSeen
+	Hello         []byte           // the ClientHello as a record of TLS, where it is known
 	Note          func(wire.Event) // takes the connection's one event, before the near end learns that it is over
 }
 
@@ -215,6 +222,7 @@ type ArrivedQUIC struct {
 func ServeQUIC(ctx context.Context, a ArrivedQUIC, far Far) {
 	closed := func() { a.Conn.CloseWithError(quic.ApplicationErrorCode(http3.ErrCodeNoError), "") }
 	defer context.AfterFunc(ctx, closed)()
+	Hear(a.TLS, a.Hello)
 	describe(a.TLS, a.Conn.ConnectionState().TLS)
 	s := &quicServed{a: a, far: far, turn: make(chan struct{}, 1), giveUp: time.AfterFunc(farStall, closed)}
 	s.e = wire.Event{Time: far.Now(), Transport: scenarios.UDP, Remote: a.Remote, Local: a.Local, Stage: StageToken, TLS: a.TLS}

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -24,27 +25,40 @@ import (
 type datagramLink struct {
 	net.Conn
 	mu          sync.Mutex
-	sent, heard int
-	err         error // that the system told of an earlier datagram
+	sent, heard wire.Prints
+	first       InitialReader // of what was sent
+	err         error         // that the system told of an earlier datagram
 }
 
 func (l *datagramLink) ReadFrom(b []byte) (int, net.Addr, error) {
 	n, err := l.Read(b)
-	l.note(&l.heard, n, err)
+	l.note(&l.heard, b[:n], err)
 	return n, l.RemoteAddr(), err
 }
 
+// WriteTo notes a datagram before it leaves, so that no answer to it comes first.
 func (l *datagramLink) WriteTo(b []byte, _ net.Addr) (int, error) {
+	l.note(&l.sent, b, nil)
 	n, err := l.Write(b)
-	l.note(&l.sent, n, err)
+	l.note(nil, nil, err)
 	return n, err
 }
 
-func (l *datagramLink) note(count *int, n int, err error) {
+// hello is the ClientHello that was sent, as a record of TLS.
+func (l *datagramLink) hello() []byte {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if n > 0 {
-		*count++
+	return l.first.Record()
+}
+
+func (l *datagramLink) note(of *wire.Prints, b []byte, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(b) > 0 {
+		of.Add(b)
+	}
+	if of == &l.sent {
+		l.first.Read(b)
 	}
 	if err != nil && l.err == nil && !isTimeout(err) && !errors.Is(err, net.ErrClosed) {
 		l.err = err
@@ -55,7 +69,16 @@ func (l *datagramLink) note(count *int, n int, err error) {
 func (l *datagramLink) met() (sent, heard int, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.sent, l.heard, l.err
+	return l.sent.N, l.heard.N, l.err
+}
+
+// flow gives the prints of what went and came.
+func (l *datagramLink) flow() *wire.Flow {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	f := &wire.Flow{Sent: l.sent, Heard: l.heard}
+	f.Sent.First, f.Heard.First = slices.Clone(f.Sent.First), slices.Clone(f.Heard.First)
+	return f
 }
 
 func (*datagramLink) SetReadBuffer(int) error  { return nil }
@@ -103,7 +126,7 @@ func (besideQUIC) Unwrap() error   { return context.DeadlineExceeded }
 // beside asks what passes on the port where QUIC does not: plain datagrams,
 // small and as large as QUIC's, and QUIC of a version that nobody speaks, which
 // every server answers in clear (RFC 9000 section 6).
-func (x Exchange) beside(ctx context.Context, c net.Conn, limit time.Duration) string {
+func (x Exchange) beside(ctx context.Context, c *datagramLink, limit time.Duration) string {
 	const tries = 2
 	asked := []struct {
 		name   string
@@ -123,11 +146,11 @@ func (x Exchange) beside(ctx context.Context, c net.Conn, limit time.Duration) s
 			if a.size > 0 {
 				b = m.Append(nil, x.Keys)
 			}
-			c.Write(b) // what does not leave is not answered
+			c.WriteTo(b, nil) // what does not leave is not answered
 		}
 		c.SetReadDeadline(began.Add(limit * time.Duration(try+1) / tries))
 		for ctx.Err() == nil && !(asked[0].passes && asked[1].passes && asked[2].passes) {
-			n, err := c.Read(buf)
+			n, _, err := c.ReadFrom(buf)
 			if isTimeout(err) {
 				break
 			}

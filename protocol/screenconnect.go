@@ -22,6 +22,7 @@ import (
 //
 // The answer is the same token, 04 and the far end's message.
 var screenConnect = &Protocol{
+	Names:     true,
 	Doc:       "ScreenConnect's relay as its traffic was seen: a fixed token, the host name in clear, then wallprobe's own message and data",
 	Imitation: "the vendor does not document its relay: the layout is that of a third party's traffic study, the token and all after the host name are made up",
 	Claims:    func(peek Peek, inTLS bool) bool { return !inTLS && bytes.Equal(peek(4), screenConnectToken) },

@@ -64,7 +64,7 @@ func (x Exchange) overTLS(ctx context.Context, c net.Conn, offer ...string) (tc 
 	hctx, cancel := context.WithTimeout(ctx, x.Stall)
 	defer cancel()
 	err := tc.HandshakeContext(hctx)
-	hello(seen, rec.sent.Bytes())
+	Hear(seen, rec.sent.Bytes())
 	if err == nil {
 		describe(seen, tc.ConnectionState())
 		return tc, seen, Result{Stage: StageTLS, TLS: seen}
@@ -120,8 +120,9 @@ func served(s *wire.TLSSeen, cert *tls.Certificate) {
 	s.Chain = chain(list)
 }
 
-// hello notes the ClientHello as it left or as it arrived.
-func hello(s *wire.TLSSeen, stream []byte) {
+// Hear notes the ClientHello that a stream begins with, as it left or as it
+// arrived.
+func Hear(s *wire.TLSSeen, stream []byte) {
 	record := firstRecord(stream)
 	s.HelloDigest = digest(record)
 	if h, err := ParseHello(record); err == nil {
@@ -193,7 +194,7 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 	hctx, cancel := context.WithTimeout(ctx, farStall)
 	defer cancel()
 	err := tc.HandshakeContext(hctx)
-	hello(seen, rec.received.Bytes())
+	Hear(seen, rec.received.Bytes())
 	if err != nil {
 		return nil, seen, err
 	}

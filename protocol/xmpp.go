@@ -26,6 +26,7 @@ import (
 //	                                            <-  <success>…answer…</success>
 var (
 	xmpp = &Protocol{
+		Names:  true,
 		Doc:    "XMPP: stream header with STARTTLS right behind it, TLS for the path's name, SASL PLAIN with the token as the name, then bulk data",
 		Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isXMPP(peek(2)) },
 		Means:  meansSTARTTLS, Patience: mailTimeIn,

@@ -128,6 +128,7 @@ func (r *Reflector) ledger(s *session) *wire.Ledger {
 	l.TCP, l.UDP = r.set.Served()
 	s.fill(l)
 	r.tie(l)
+	l.Flows = r.quic.flows.of(l.Sources)
 	l.SYNs = r.syns.since(l.Sources, l.Started.Add(-synBefore))
 	l.Missed = r.missed() - s.missed
 	return l

@@ -24,7 +24,11 @@ func (r *Reflector) Datagrams(batch []steer.Datagram, reply func([]steer.Datagra
 		if reply == nil {
 			continue
 		}
-		out = append(out, steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: reply})
+		answer := steer.Datagram{Local: d.Local, Remote: d.Remote, Payload: reply}
+		if a.marks(d) {
+			answer.TTL, answer.TOS = wire.MarkTTL, wire.MarkTOS
+		}
+		out = append(out, answer)
 		if a.s != nil {
 			sent = append(sent, a)
 		}
@@ -137,9 +141,13 @@ type arrived struct {
 
 func (a arrived) reply(d *steer.Datagram, now time.Time) *wire.Message {
 	m := a.m
-	m.Kind, m.Seen, m.TTL, m.TOS, m.Time = wire.Reply, d.Remote, d.TTL, d.TOS, now
+	m.Kind, m.Seen, m.TTL, m.TOS, m.Marked, m.Time = wire.Reply, d.Remote, d.TTL, d.TOS, a.marks(d), now
 	return &m
 }
+
+// marks tells whether the reply to a request leaves with marks: where it is asked
+// for and the socket is one that tells of those that arrive, for it takes them too.
+func (a arrived) marks(d *steer.Datagram) bool { return a.m.Marked && d.TTL != 0 }
 
 // message proves a request and notes it. ok is false when it gets no answer.
 func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
@@ -174,7 +182,7 @@ func (r *Reflector) message(d *steer.Datagram) (a arrived, ok bool) {
 // sendLate sends the packet after the silence.
 func (r *Reflector) sendLate(a arrived, local, remote netip.AddrPort) {
 	m := a.m
-	m.Kind, m.Seen, m.Time = wire.Late, remote, r.now()
+	m.Kind, m.Seen, m.Marked, m.Time = wire.Late, remote, false, r.now()
 	e := wire.Event{
 		Time: r.now(), Transport: scenarios.UDP, Remote: remote, Local: local, Session: m.Session, Probe: m.Probe,
 		Attempt: m.Attempt, Stage: protocol.StageIdle, Answered: true,

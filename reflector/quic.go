@@ -53,6 +53,7 @@ type quicPort struct {
 	wake chan struct{}
 
 	withheld atomic.Int64 // packets that the library would have sent, for want of credit
+	flows    quicFlows
 
 	mu     sync.Mutex
 	total  int
@@ -92,15 +93,18 @@ func looksLikeQUIC(b []byte) bool {
 
 // take takes over a datagram that looks like QUIC. What comes from nobody known
 // is noted as a stray; a first Initial is one without a fault, because it is
-// evidence that a handshake began.
+// evidence that a handshake began. The print of a datagram is kept whatever it
+// looks like, for QUIC that was changed on the way may look like anything.
 func (q *quicPort) take(d *steer.Datagram) bool {
-	if !looksLikeQUIC(d.Payload) {
+	isQUIC, kind := looksLikeQUIC(d.Payload), kindOfQUIC(d.Payload)
+	q.flows.heard(d.Remote, d.Local, d.Payload, q.r.now(), !isQUIC || kind == quicFirst || kind == quicUnknown)
+	if !isQUIC {
 		return false
 	}
 	known, any := q.knows(d.Remote)
 	e := wire.Event{Time: q.r.now(), Transport: scenarios.UDP, Remote: d.Remote, Local: d.Local,
 		Stage: protocol.StageTLS, Length: len(d.Payload), TTL: d.TTL, TOS: d.TOS}
-	switch kindOfQUIC(d.Payload) {
+	switch kind {
 	case quicFirst:
 		q.r.note(e)
 	case quicUnknown:
@@ -225,6 +229,7 @@ func (q *quicPort) admit(ctx context.Context, info *quic.ClientInfo) (_ context.
 		q.count(peer.remote, -1)
 		if !a.accepted.Swap(true) {
 			seen := a.tls
+			protocol.Hear(&seen, q.flows.hello(peer.remote, peer.local))
 			q.r.note(wire.Event{Time: q.r.now(), Transport: scenarios.UDP, Remote: peer.remote, Local: peer.local,
 				Stage: protocol.StageTLS, Fault: protocol.FaultTimeout, TLS: &seen})
 		}
@@ -296,6 +301,7 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	defer told.left(unmap(a.peer.remote), unmap(a.peer.local))
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
+		Hello: q.flows.hello(a.peer.remote, a.peer.local),
 		Note: func(e wire.Event) {
 			if ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 				e.Fault, e.Unfinished = "", true // this end gave up, the path did not
@@ -361,6 +367,7 @@ func (c quicConn) WriteTo(b []byte, to net.Addr) (_ int, err error) {
 		c.withheld.Add(1)
 		return len(b), nil
 	}
+	c.flows.sent(peer.remote, peer.local, b)
 	return len(b), c.send(b, peer.local, peer.remote)
 }
 

@@ -103,10 +103,11 @@ func handshake(s *wire.TLSSeen) string {
 // compared is one comparison: what was changed, and how it fared.
 func compared(c *client.Comparison) string {
 	what := map[string]string{
-		client.OtherName: "with the server name " + c.ServerName,
-		client.NoALPN:    "without ALPN",
-		client.OtherPort: "the same",
-		client.NoTLS:     "without TLS",
+		client.OtherName:     "with the name " + c.ServerName,
+		client.NoALPN:        "without ALPN",
+		client.OtherPort:     "the same",
+		client.NoTLS:         "without TLS",
+		client.OtherProtocol: "wallprobe's own messages",
 	}[c.What]
 	if what == "" {
 		what = c.What

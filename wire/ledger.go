@@ -40,7 +40,7 @@ type TLSSeen struct {
 	ALPN        string   `json:"alpn,omitempty"`
 	Certificate string   `json:"certificate,omitempty"` // SHA-256 of the leaf's DER
 	Issuer      string   `json:"issuer,omitempty"`      // as the near end saw it
-	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record
+	HelloDigest string   `json:"helloDigest,omitempty"` // SHA-256 of the ClientHello record; QUIC's, which has none, is put into one
 	Offered     []string `json:"offered,omitempty"`     // ALPN names in the ClientHello
 	Versions    []string `json:"versions,omitempty"`    // of TLS in the ClientHello, best first
 	// HelloName is the server name in the ClientHello as it went out or came in.
@@ -104,6 +104,7 @@ type Ledger struct {
 	Probes   []ProbeRecord     `json:"probes,omitempty"`
 	Strays   []Event           `json:"strays,omitempty"` // from the session's addresses, without a token that verifies
 	SYNs     []Caught          `json:"syns,omitempty"`   // from the session's addresses
+	Flows    []Flow            `json:"flows,omitempty"`  // of what may be QUIC, from the session's addresses
 	Witness  string            `json:"witness"`          // "packet", "half-open", or "" when SYNs cannot be seen here
 	Missed   uint64            `json:"missed,omitempty"` // SYNs that the witness lost
 	TCP      scenarios.PortSet `json:"tcp"`              // ports served

@@ -39,6 +39,7 @@ type Message struct {
 	Kind    Kind
 	Offline bool   // keys were derived with the zero nonce
 	ByLocal bool   // the probe varies the near end's own port, in Seen, and not Port
+	Marked  bool   // requests: the reply is to leave with MarkTTL and MarkTOS; replies: it did
 	Port    uint16 // aimed at
 	Session SessionID
 	Probe   uint32
@@ -62,6 +63,15 @@ const (
 	macSize   = 16
 	flagOff   = 1
 	flagLocal = 2
+	flagMark  = 4
+)
+
+// What marked datagrams carry in their headers: expedited forwarding (RFC 3246)
+// as media do, ECT(0) (RFC 3168), and the time to live that most systems begin
+// with.
+const (
+	MarkTTL = 64
+	MarkTOS = 46<<2 | 2
 )
 
 var (
@@ -97,6 +107,9 @@ func (m *Message) Append(b []byte, k *Keys) []byte {
 	if m.ByLocal {
 		p[5] |= flagLocal
 	}
+	if m.Marked {
+		p[5] |= flagMark
+	}
 	binary.BigEndian.PutUint16(p[6:], m.Port)
 	copy(p[8:], m.Session[:])
 	binary.BigEndian.PutUint32(p[24:], m.Probe)
@@ -128,6 +141,7 @@ func ParseHead(p []byte) (Message, error) {
 		Kind:    Kind(p[4]),
 		Offline: p[5]&flagOff != 0,
 		ByLocal: p[5]&flagLocal != 0,
+		Marked:  p[5]&flagMark != 0,
 		Port:    binary.BigEndian.Uint16(p[6:]),
 		Session: SessionID(p[8:24]),
 		Probe:   binary.BigEndian.Uint32(p[24:]),

@@ -58,7 +58,7 @@ func TestMessagesAreLaidOutAsDocumented(t *testing.T) {
 
 func randomMessage(r *rand.Rand) Message {
 	m := Message{
-		Kind: Kind(r.IntN(256)), Offline: r.IntN(2) == 0, ByLocal: r.IntN(2) == 0, Port: uint16(r.Uint32()), Session: testSession(),
+		Kind: Kind(r.IntN(256)), Offline: r.IntN(2) == 0, ByLocal: r.IntN(2) == 0, Marked: r.IntN(2) == 0, Port: uint16(r.Uint32()), Session: testSession(),
 		Probe: r.Uint32(), Attempt: uint16(r.Uint32()), Size: MessageSize + r.IntN(1500), Time: time.UnixMicro(int64(r.Uint64() >> 1)),
 		TTL: uint8(r.Uint32()), TOS: uint8(r.Uint32()), Idle: time.Duration(r.Uint32()) * time.Millisecond, Bytes: r.Uint32(),
 	}

@@ -29,6 +29,9 @@ type UDP struct {
 	// ones overtake it. Calls may overlap.
 	Delay func(Side, []byte) time.Duration
 
+	// Lets, if set, tells of what a client sends whether it passes.
+	Lets func(client netip.AddrPort, datagram []byte) bool
+
 	// Edit, if set, changes what one side sends; nil loses it.
 	Edit func(from Side, datagram []byte) []byte
 
@@ -149,6 +152,9 @@ func (p *UDPProxy) receive(s *net.UDPConn) {
 			if reply := p.box.Answer(buf[:n]); reply != nil {
 				_ = p.host.Do(func() error { return answerAs(f, reply) })
 			}
+			continue
+		}
+		if p.box.Lets != nil && !p.box.Lets(client, buf[:n]) {
 			continue
 		}
 		if c, err := p.toServer(f); err == nil {

@@ -142,6 +142,9 @@ func sendBound(d Datagram) error {
 	t := transparent(v4)
 	_ = unix.SetsockoptInt(fd, t.level, t.name, t.value)
 	setSendTimeout(fd)
+	for _, o := range marks(d) {
+		_ = unix.SetsockoptInt(fd, o.level, o.name, o.value)
+	}
 	from := d.Local
 	if d.Remote.Addr().Zone() != "" {
 		from = netip.AddrPortFrom(from.Addr().WithZone(d.Remote.Addr().Zone()), from.Port())
@@ -150,6 +153,22 @@ func sendBound(d Datagram) error {
 		return os.NewSyscallError("bind", err)
 	}
 	return os.NewSyscallError("sendto", unix.Sendto(fd, d.Payload, 0, sockaddr(d.Remote)))
+}
+
+// marks are the options that give what a socket sends the header fields of d,
+// where these are not the usual ones.
+func marks(d Datagram) (opts []sockOpt) {
+	level, ttl, tos := unix.IPPROTO_IPV6, unix.IPV6_UNICAST_HOPS, unix.IPV6_TCLASS
+	if d.Local.Addr().Is4() {
+		level, ttl, tos = unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS
+	}
+	if d.TTL != 0 {
+		opts = append(opts, sockOpt{level, ttl, int(d.TTL)})
+	}
+	if d.TOS != 0 {
+		opts = append(opts, sockOpt{level, tos, int(d.TOS)})
+	}
+	return opts
 }
 
 // WriteTo sends one datagram from an address and port that is served. Safe for

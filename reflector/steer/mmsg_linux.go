@@ -147,7 +147,7 @@ type writeBatch struct {
 	hdrs     [batchSize]mmsghdr
 	iovs     [batchSize][2]unix.Iovec
 	names    [batchSize]unix.RawSockaddrInet6
-	controls [batchSize][40]byte // in_pktinfo 32, in6_pktinfo 40
+	controls [batchSize][88]byte // in_pktinfo 32, in6_pktinfo 40; TTL 24, TOS 24
 	headers  [batchSize][48]byte // IPv6 40 + UDP 8
 	grams    [batchSize]Datagram
 }
@@ -174,7 +174,12 @@ func (b *writeBatch) add(d Datagram, raw bool) {
 	h.Iov = &b.iovs[i][0]
 	h.SetIovlen(len(iovs))
 	h.Control = &b.controls[i][0]
-	h.SetControllen(putSource(&b.controls[i], d.Local.Addr()))
+	clear(b.controls[i][:]) // of the datagram that was here before
+	used := putSource(&b.controls[i], d.Local.Addr())
+	if !raw {
+		used = putMarks(b.controls[i][:], used, d)
+	}
+	h.SetControllen(used)
 }
 
 // flush sends the batch. Where the kernel refuses a datagram, rescue gets it
@@ -215,7 +220,7 @@ func putName(n *unix.RawSockaddrInet6, to netip.AddrPort, raw bool) uint32 {
 
 // putSource writes a control message that makes from the source address, which
 // also chooses the route where routes depend on the source.
-func putSource(c *[40]byte, from netip.Addr) int {
+func putSource(c *[88]byte, from netip.Addr) int {
 	h := (*unix.Cmsghdr)(unsafe.Pointer(c))
 	data := c[unix.CmsgLen(0):]
 	if from.Is4() {
@@ -230,4 +235,27 @@ func putSource(c *[40]byte, from netip.Addr) int {
 	a := from.As16()
 	copy(data, a[:])
 	return unix.CmsgSpace(unix.SizeofInet6Pktinfo)
+}
+
+// putMarks writes further control messages, behind the used bytes, for header
+// fields that are not the usual ones.
+func putMarks(c []byte, used int, d Datagram) int {
+	level, ttl, tos := int32(unix.IPPROTO_IPV6), int32(unix.IPV6_HOPLIMIT), int32(unix.IPV6_TCLASS)
+	if d.Local.Addr().Is4() {
+		level, ttl, tos = unix.IPPROTO_IP, unix.IP_TTL, unix.IP_TOS
+	}
+	for _, m := range []struct {
+		kind  int32
+		value uint8
+	}{{ttl, d.TTL}, {tos, d.TOS}} {
+		if m.value == 0 {
+			continue
+		}
+		h := (*unix.Cmsghdr)(unsafe.Pointer(&c[used]))
+		h.Level, h.Type = level, m.kind
+		h.SetLen(unix.CmsgLen(4))
+		binary.NativeEndian.PutUint32(c[used+unix.CmsgLen(0):], uint32(m.value))
+		used += unix.CmsgSpace(4)
+	}
+	return used
 }

@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math/bits"
 
@@ -21,17 +22,18 @@ const (
 func appendHeader(b []byte, d Datagram) []byte {
 	length := uint16(udpHeader + len(d.Payload))
 	start := len(b)
+	ttl := cmp.Or(d.TTL, answerTTL)
 	if d.Local.Addr().Is4() {
 		src, dst := d.Local.Addr().As4(), d.Remote.Addr().As4()
-		b = append(b, 0x45, 0)
+		b = append(b, 0x45, d.TOS)
 		b = binary.BigEndian.AppendUint16(b, 20+length)
-		b = append(b, 0, 0, 0x40, 0, answerTTL, unix.IPPROTO_UDP, 0, 0)
+		b = append(b, 0, 0, 0x40, 0, ttl, unix.IPPROTO_UDP, 0, 0)
 		b = append(append(b, src[:]...), dst[:]...)
 	} else {
 		src, dst := d.Local.Addr().As16(), d.Remote.Addr().As16()
-		b = binary.BigEndian.AppendUint32(b, 6<<28)
+		b = binary.BigEndian.AppendUint32(b, 6<<28|uint32(d.TOS)<<20)
 		b = binary.BigEndian.AppendUint16(b, length)
-		b = append(b, unix.IPPROTO_UDP, answerTTL)
+		b = append(b, unix.IPPROTO_UDP, ttl)
 		b = append(append(b, src[:]...), dst[:]...)
 	}
 	udp := len(b)

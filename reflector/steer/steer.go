@@ -99,8 +99,8 @@ func (e *modeError) Error() string {
 // A link-local IPv6 Remote has the interface's number as its zone.
 type Datagram struct {
 	Local, Remote netip.AddrPort
-	TTL           uint8 // as received: IPv4 TTL or IPv6 hop limit; 0 if the system does not tell
-	TOS           uint8 // as received: IPv4 TOS or IPv6 traffic class, with the ECN bits
+	TTL           uint8 // as received: IPv4 TTL or IPv6 hop limit; 0 if the system does not tell. Of an answer: what it leaves with, where the system told; 0 is the usual
+	TOS           uint8 // in the same way: IPv4 TOS or IPv6 traffic class, with the ECN bits
 	Payload       []byte
 	Time          time.Time // of arrival in the kernel, where it tells
 }
