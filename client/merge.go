@@ -53,7 +53,7 @@ func ReadJournal(r io.Reader) (*Journal, error) {
 		if bad != nil {
 			return nil, bad
 		}
-		return nil, fmt.Errorf("the journal is empty: the reflector writes it while it runs and when it ends")
+		return nil, fmt.Errorf("the journal is empty: a session stands in it when it is over, and all the rest when the reflector ends; stop that first")
 	}
 	return j, nil
 }

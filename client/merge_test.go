@@ -61,7 +61,7 @@ func TestJournalCutOffHalfWayIsReadAsFarAsItGoes(t *testing.T) {
 
 func TestUnreadableJournalsAreExplained(t *testing.T) {
 	good := lines(t, wire.JournalLine{Ledger: &wire.Ledger{Session: wire.SessionID{1}}})
-	const empty = "the journal is empty: the reflector writes it while it runs and when it ends"
+	const empty = "the journal is empty: a session stands in it when it is over, and all the rest when the reflector ends; stop that first"
 	for text, want := range map[string]string{
 		"":                            empty,
 		"{}\n":                        empty,
