@@ -50,8 +50,8 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 	}
 	switch m.kind {
 	case "flipped":
-		if i >= 2 && b[i-2] >= 20 && b[i-2] <= 22 && b[i-1] == 3 && i+1 < int64(len(b)) {
-			i++ // the version of a TLS record in clear, which nobody may mind (RFC 8446 section 5.1)
+		for inVersion(b, i) && i+1 < int64(len(b)) {
+			i++
 		}
 		b[i] ^= m.with
 	case "put in":
@@ -64,6 +64,13 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 		b, done = b[:i+1], true
 	}
 	return b, true, done
+}
+
+// inVersion tells whether a byte may be of the version of a TLS record in clear,
+// which nobody may mind (RFC 8446 section 5.1).
+func inVersion(b []byte, i int64) bool {
+	begins := func(at int64) bool { return at >= 0 && b[at] >= 20 && b[at] <= 22 && b[at+1] == 3 }
+	return i >= 1 && begins(i-1) || i >= 2 && begins(i-2)
 }
 
 // A served port is one of the reflector's.

@@ -185,7 +185,7 @@ func (t *Relay) stream() bool {
 // ask makes one authenticated request. The first one is sent bare, to get the
 // challenge that the others are signed with.
 func (t *Relay) ask(method stun.Method, attrs ...stun.Setter) (*stun.Message, error) {
-	for range 3 { // bare, signed, signed with a fresh nonce
+	for fresh := false; ; fresh = true { // at the most once again, signed with what the challenge said
 		m, err := t.exchange(stun.NewType(method, stun.ClassRequest), attrs)
 		if err != nil {
 			return nil, err
@@ -203,12 +203,14 @@ func (t *Relay) ask(method stun.Method, attrs ...stun.Setter) (*stun.Message, er
 		if code.Code < 300 || code.Code > 699 { // RFC 8489 section 14.8
 			return nil, fmt.Errorf("the relay refuses with %d, which is no code: %w", code.Code, errAltered)
 		}
-		again := code.Code == stun.CodeUnauthorized && t.key == nil || code.Code == stun.CodeStaleNonce
+		if fresh && code.Code == stun.CodeStaleNonce {
+			return nil, fmt.Errorf("the relay does not know the nonce that it has just given: %w", errAltered)
+		}
+		again := code.Code == stun.CodeUnauthorized && t.key == nil || code.Code == stun.CodeStaleNonce // neither when fresh
 		if !again || t.learn(m) != nil {
 			return nil, &TURNError{int(code.Code), string(code.Reason)}
 		}
 	}
-	return nil, &TURNError{Code: int(stun.CodeStaleNonce)}
 }
 
 // learn keeps what a challenge says.

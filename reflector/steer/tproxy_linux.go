@@ -153,9 +153,8 @@ func staleTables() ([]string, error) {
 // tablesIn finds in nft's list of tables those named after a port of ours.
 func tablesIn(list string) (ports []uint16) {
 	for line := range strings.Lines(list) {
-		name, _ := strings.CutPrefix(strings.TrimSpace(line), "table inet ")
-		text, _ := strings.CutPrefix(name, tablePrefix)
-		if port, err := strconv.ParseUint(text, 10, 16); err == nil && tableName(uint16(port)) == name {
+		text, ok := strings.CutPrefix(strings.TrimSpace(line), "table inet "+tablePrefix)
+		if port, err := strconv.ParseUint(text, 10, 16); ok && err == nil && strconv.FormatUint(port, 10) == text {
 			ports = append(ports, uint16(port))
 		}
 	}
