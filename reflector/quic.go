@@ -261,7 +261,7 @@ func (q *quicPort) tls() *tls.Config {
 	config.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 		cert, err := q.r.Certificate(h)
 		if a, ok := h.Context().Value(quicKey{}).(*quicArrival); ok && err == nil {
-			a.tls.Certificate = digest(cert.Certificate[0])
+			protocol.Served(&a.tls, cert)
 		}
 		return cert, err
 	}
