@@ -15,6 +15,7 @@ import (
 	"github.com/wallprobe/wallprobe/client/survey"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
+	"github.com/wallprobe/wallprobe/wire"
 )
 
 // What a comparison changes of an exchange that failed.
@@ -44,6 +45,7 @@ type Comparison struct {
 	Stage       string   `json:"stage"`             // last stage begun
 	Fault       string   `json:"fault,omitempty"`
 	HelloDigest string   `json:"helloDigest,omitempty"`
+	Said        string   `json:"said,omitempty"` // the first line of a dialogue
 }
 
 // passed tells whether the exchange reached the reflector and came back.
@@ -203,6 +205,9 @@ func (r *runner) comparison(ctx context.Context, p Probe, c *Comparison) {
 	if res.TLS != nil {
 		c.HelloDigest = res.TLS.HelloDigest
 	}
+	if res.Said != nil && len(res.Said.Sent) > 0 {
+		c.Said = res.Said.Sent[0]
+	}
 }
 
 // connectTo connects for a comparison; nil is no connection.
@@ -253,6 +258,46 @@ func (o *Observation) comparedAt(port uint16) int {
 		}
 	}
 	return n
+}
+
+// saidOf are the lines with which the dialogues of comparisons began.
+func saidOf(list []Finding) map[string]bool {
+	m := make(map[string]bool)
+	for _, f := range list {
+		for _, o := range f.Evidence.Near {
+			for _, c := range o.Controls {
+				if c.Said != "" {
+					m[c.Said] = true
+				}
+			}
+		}
+	}
+	return m
+}
+
+// comparedSaid tells whether a dialogue that the far end heard, perhaps not to the
+// end of its first line, is that of a comparison and not the probe's own: another
+// protocol may have been tried on its port.
+func (v *farView) comparedSaid(near *Observation, s *wire.Said) bool {
+	if s == nil || len(s.Heard) == 0 || s.Heard[0] == "" {
+		return false
+	}
+	for _, c := range near.Controls {
+		other := func(line string) bool { return strings.Contains(line, c.ServerName) }
+		if c.What == OtherName && slices.ContainsFunc(s.Heard, other) {
+			return true
+		}
+	}
+	first := s.Heard[0]
+	if near.Said != nil && len(near.Said.Sent) > 0 && strings.HasPrefix(near.Said.Sent[0], first) {
+		return false
+	}
+	for line := range v.said {
+		if strings.HasPrefix(line, first) {
+			return true
+		}
+	}
+	return false
 }
 
 // hellosOf are the digests of every ClientHello that the near end sent.

@@ -120,3 +120,35 @@ func TestComparisonsOutsideOfTLSAreToldInTheirWords(t *testing.T) {
 		}
 	}
 }
+
+// A dialogue of a comparison that broke off is no evidence of the probe on whose
+// port it was held, be it cut within its first line; the probe's own stays.
+func TestDialoguesOfComparisonsAreNotTheProbes(t *testing.T) {
+	elsewhere := Finding{Evidence: Evidence{Near: []Observation{{Controls: []Comparison{{What: OtherPort, Said: "GET / HTTP/1.1"}}}}}}
+	v := &farView{said: saidOf([]Finding{elsewhere})}
+	mail := &Observation{Said: &wire.Said{Sent: []string{"EHLO near"}}}
+	web := &Observation{Said: &wire.Said{Sent: []string{"GET / HTTP/1.1"}}, Controls: []Comparison{{What: OtherName, ServerName: "xyz.invalid"}}}
+	for _, c := range []struct {
+		near  *Observation
+		heard []string
+		want  bool
+	}{
+		{mail, []string{"GET / HTTP/1.1", "Host: x"}, true},
+		{mail, []string{"GET /"}, true},
+		{new(Observation), []string{"GET / HTTP/1.1"}, true},
+		{mail, []string{"EHLO near"}, false},
+		{mail, []string{"EHLO"}, false},
+		{mail, []string{"XXXX near"}, false},
+		{mail, []string{""}, false},
+		{mail, nil, false},
+		{web, []string{"GET / HTTP/1.1", "Host: a.example"}, false},
+		{web, []string{"GET / HTTP/1.1", "Host: xyz.invalid"}, true},
+	} {
+		if got := v.comparedSaid(c.near, &wire.Said{Heard: c.heard}); got != c.want {
+			t.Errorf("%q of %q: %t", c.heard, c.near.Said, got)
+		}
+	}
+	if v.comparedSaid(mail, nil) {
+		t.Error("what said nothing is a dialogue")
+	}
+}

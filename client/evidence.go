@@ -16,6 +16,7 @@ type farView struct {
 	probes map[uint32]*farProbe
 	strays map[farPort][]wire.Event
 	hellos map[string]bool // digests of every ClientHello that the near end sent
+	said   map[string]bool // first lines of the dialogues that were comparisons
 }
 
 type farPort struct {
@@ -121,7 +122,8 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 
 // unowned are the strays at a port that may belong to a probe: they name it, or
 // name none that ever arrived whole, as one whose number was changed does. A
-// handshake that arrived as another probe sent it is that one's.
+// handshake that arrived as another probe sent it is that one's, and so is a
+// dialogue that began as a comparison's.
 func (v *farView) unowned(near *Observation, at farPort) []wire.Event {
 	own := ""
 	if near.TLS != nil {
@@ -129,6 +131,9 @@ func (v *farView) unowned(near *Observation, at farPort) []wire.Event {
 	}
 	other := func(s wire.Event) bool {
 		if s.TLS != nil && s.TLS.HelloDigest != own && v.hellos[s.TLS.HelloDigest] {
+			return true
+		}
+		if v.comparedSaid(near, s.Said) {
 			return true
 		}
 		return s.Probe != near.Probe && s.Probe != 0 && (v.probes[s.Probe] != nil || near.compares(s.Probe))

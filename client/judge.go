@@ -31,10 +31,10 @@ const (
 // ledgers is allowed; that is what merge does.
 func Judge(findings []Finding, ledgers map[Where]*wire.Ledger) {
 	views := make(map[Where]*farView)
-	hellos := hellosOf(findings)
+	hellos, said := hellosOf(findings), saidOf(findings)
 	for _, where := range []Where{WhereFar, WhereLAN, WhereLoop} {
 		views[where] = viewOf(ledgers[where])
-		views[where].hellos = hellos
+		views[where].hellos, views[where].said = hellos, said
 	}
 	for i := range findings {
 		judgeFinding(&findings[i], views[whereOf(findings[i].Direction)])

@@ -111,6 +111,9 @@ func filters() []tampering {
 		add("DNS lost whatever the name", "dns", dropBy("53", "invalid"), all(lost(dnsOnly), "DNS-UDP")),
 		add("DNS over TCP reset by the name asked for", "dns", onPorts("53", resetBy("wallprobe")), all(cut(byDNS), "DNS-TCP")),
 		add("QUIC lost by server name", "quic", dropHello("truth.example"), all(cut(byQUIC), "QUIC")),
+		add("QUIC intercepted", "quic", func(s *scene) {
+			s.serve(middlebox.UDP{Ports: "443", Between: new(middlebox.Interceptor).QUIC}.Open(s.firewall()))
+		}, all(fact{Verdict: client.Altered, Near: "done", Far: "done", Why: `TLS intercepted: certificate …was sent, … issued by "CN=wallprobe lab inspection" was seen; the chain sent was "CN=truth.example", "CN=wallprobe reflector CA", the chain seen was "CN=truth.example"…; the ClientHello arrived as another`}, "QUIC")),
 		ruled("QUIC lost by its version", "quic", toQUIC+"@th,64,1 1 @th,72,32 1 counter drop\n", all(lost(noQUIC), "QUIC")),
 		ruled("QUIC lost by port", "quic", toQUIC+"counter drop\n", all(lost(port443), "QUIC")),
 	}

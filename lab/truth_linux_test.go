@@ -344,7 +344,8 @@ func told(events []wire.Event, f *client.Finding) string {
 }
 
 // counted compares the counters of the rules that are named for the path with
-// what both ends counted. Control may have tried a TCP port once as well.
+// what both ends counted. Control may have tried a TCP port once as well, and on
+// the path of another protocol one datagram was marked.
 func counted(res *client.Result, f *client.Finding) string {
 	packets := 0
 	for _, rule := range res.Firewall.Rules {
@@ -353,7 +354,7 @@ func counted(res *client.Result, f *client.Finding) string {
 		}
 	}
 	slack := 0
-	if f.Transport == scenarios.TCP {
+	if m := f.Evidence.Near[0].Mark; f.Transport == scenarios.TCP || m != nil && m.Plain {
 		slack = 1
 	}
 	near := func(n int) bool { return n > 0 && packets >= n && packets <= n+slack }

@@ -109,6 +109,54 @@ func TestHelloOfSeveralInitialsIsPutTogether(t *testing.T) {
 	}
 }
 
+// seal makes an Initial packet with the keys of one connection id and another one
+// in its header, as clients send them once the server has chosen its own.
+func seal(t *testing.T, keysOf, id []byte, number byte, payload []byte) []byte {
+	t.Helper()
+	k, err := clientKeys(keysOf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := append([]byte{0xc0, 0, 0, 0, 1, byte(len(id))}, id...)
+	b = append(b, 0, 0) // no connection id of its own, no token
+	n := 1 + len(payload) + k.aead.Overhead()
+	b = append(b, 0x40|byte(n>>8), byte(n), number)
+	at := len(b) - 1
+	nonce := bytes.Clone(k.iv)
+	nonce[len(nonce)-1] ^= number
+	b = k.aead.Seal(b, nonce, payload, b)
+	mask := make([]byte, 16)
+	k.header.Encrypt(mask, b[at+4:][:16])
+	b[0] ^= mask[0] & 0x0f
+	b[at] ^= mask[1]
+	return b
+}
+
+// After the server's first answer a client names the server's connection id and
+// keeps its keys; after a Retry it has new ones.
+func TestInitialsAreReadWithTheKeysThatHold(t *testing.T) {
+	frame, _ := vector(t)
+	hello := frame[4:]
+	drawn, chosen := []byte("drawn-id"), []byte("chosen")
+	half := func(from, to int) []byte {
+		n := to - from
+		return append([]byte{6, 0x40 | byte(from>>8), byte(from), 0x40 | byte(n>>8), byte(n)}, hello[from:to]...)
+	}
+	for name, list := range map[string][][]byte{
+		"the server's connection id": {seal(t, drawn, drawn, 0, half(0, 100)), seal(t, drawn, chosen, 1, half(100, len(hello)))},
+		"a Retry":                    {seal(t, drawn, drawn, 0, half(0, 100)), seal(t, chosen, chosen, 1, half(100, len(hello)))},
+		"both in one datagram":       {slices.Concat(seal(t, drawn, drawn, 0, half(0, 100)), seal(t, drawn, chosen, 1, half(100, len(hello))))},
+	} {
+		var r InitialReader
+		for _, d := range list {
+			r.Read(d)
+		}
+		if got := r.Record(); len(got) < 5 || !bytes.Equal(got[5:], hello) {
+			t.Errorf("%s: %x", name, got)
+		}
+	}
+}
+
 // The reader of what anybody sends reads no more than its bounds.
 func TestInitialReaderIsBounded(t *testing.T) {
 	list := firstFlight(t, "b.example")

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -121,4 +122,28 @@ func FuzzVersionNegotiation(f *testing.F) {
 			t.Errorf("%x", b)
 		}
 	})
+}
+
+// A comparison asks nothing beside: its answers would be of another part of the probe.
+func TestQUICAloneAsksNothingBeside(t *testing.T) {
+	for _, alone := range []bool{true, false} {
+		f := newFar()
+		near, far := udpPair(t)
+		var asked atomic.Int32
+		serveUDP(t, far, func(_ int, p []byte) [][]byte {
+			if wire.IsMessage(p) {
+				asked.Add(1)
+			}
+			return nil
+		})
+		x := f.exchange()
+		x.Stall, x.Alone = 400*time.Millisecond, alone
+		r := probeQUIC(t.Context(), near, x)
+		if r.Stage != StageTLS || r.Fault != FaultTimeout || (asked.Load() == 0) != alone {
+			t.Errorf("alone %t: %d messages beside, %+v", alone, asked.Load(), r)
+		}
+		if r.Flow == nil || r.Flow.Sent.N < 2 || r.TLS.HelloDigest == "" || r.TLS.HelloName != x.ServerName {
+			t.Errorf("alone %t: flow %+v, %+v", alone, r.Flow, r.TLS)
+		}
+	}
 }

@@ -95,8 +95,8 @@ func describe(s *wire.TLSSeen, st tls.ConnectionState) {
 	if len(st.PeerCertificates) > 0 {
 		leaf := st.PeerCertificates[0]
 		s.Certificate, s.Issuer = digest(leaf.Raw), leaf.Issuer.String()
+		s.Chain = chain(st.PeerCertificates)
 	}
-	s.Chain = chain(st.PeerCertificates)
 }
 
 // chain keeps what tells the certificates of a chain apart.
@@ -108,8 +108,8 @@ func chain(list []*x509.Certificate) []wire.Certificate {
 	return out
 }
 
-// served is the chain that the far end sends.
-func served(s *wire.TLSSeen, cert *tls.Certificate) {
+// Served notes the chain that the far end sends.
+func Served(s *wire.TLSSeen, cert *tls.Certificate) {
 	s.Certificate = digest(cert.Certificate[0])
 	var list []*x509.Certificate
 	for _, der := range cert.Certificate {
@@ -174,7 +174,7 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 		GetCertificate: func(h *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			cert, err := far.Certificate(h)
 			if err == nil {
-				served(seen, cert)
+				Served(seen, cert)
 			}
 			return cert, err
 		},

@@ -265,7 +265,7 @@ func (q *quicPort) tls() *tls.Config {
 		defer q.r.guardErr("QUIC handshake", helloFrom(h), &err)
 		cert, err = q.r.Certificate(h)
 		if a, ok := h.Context().Value(quicKey{}).(*quicArrival); ok && err == nil {
-			a.tls.Certificate = digest(cert.Certificate[0])
+			protocol.Served(&a.tls, cert)
 		}
 		return cert, err
 	}

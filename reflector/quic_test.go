@@ -45,11 +45,11 @@ func TestQUICExchangeIsWholeAtBothEnds(t *testing.T) {
 		want := wire.Event{Time: got.Time, Transport: scenarios.UDP, Remote: u.LocalAddr().(*net.UDPAddr).AddrPort(), Local: l.at,
 			Session: testID, Probe: x.Probe, Stage: protocol.StageDone, BytesIn: int64(c.bytes), BytesOut: int64(c.bytes), Answered: true,
 			TLS: &wire.TLSSeen{ServerName: "a.example", Version: "TLS 1.3", ALPN: "h3", Offered: []string{"h3"}, Certificate: res.TLS.Certificate,
-				HelloDigest: res.TLS.HelloDigest, HelloName: "a.example", Versions: []string{"TLS 1.3"}}}
+				HelloDigest: res.TLS.HelloDigest, HelloName: "a.example", Chain: res.TLS.Chain, Versions: []string{"TLS 1.3"}}}
 		if diff := cmp.Diff(want, got, same); diff != "" {
 			t.Errorf("%d bytes (-want +got):\n%s", c.bytes, diff)
 		}
-		if res.TLS.Certificate == "" || res.TLS.Issuer == "" || res.TLS.HelloDigest == "" || res.TLS.HelloName != "a.example" {
+		if res.TLS.Certificate == "" || res.TLS.Issuer == "" || res.TLS.HelloDigest == "" || res.TLS.HelloName != "a.example" || len(res.TLS.Chain) == 0 {
 			t.Errorf("near end: %+v", res.TLS)
 		}
 		l.end(t)

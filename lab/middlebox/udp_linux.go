@@ -38,6 +38,11 @@ type UDP struct {
 	// Answer, if set, plays the server, which then sees nothing at all. It
 	// gets what the client sent; nil is no answer.
 	Answer func([]byte) []byte
+
+	// Between, if set, plays the server too, as one that has many clients. Their
+	// addresses are of type Aimed. It opens sockets towards servers by listen, and
+	// returns when its context ends.
+	Between func(ctx context.Context, clients net.PacketConn, listen func() (*net.UDPConn, error))
 }
 
 // A UDPProxy is a UDP box put into the way.
@@ -49,6 +54,7 @@ type UDPProxy struct {
 	mu        sync.Mutex
 	flows     map[flow]*net.UDPConn // towards the server
 	readers   sync.WaitGroup
+	clients   *clients // of Between
 }
 
 // A flow is known by its ends.
@@ -60,6 +66,7 @@ func (u UDP) Open(h *lab.Host) (*UDPProxy, error) {
 		u.Timeout = defaultTimeout
 	}
 	p := &UDPProxy{box: u, host: h, flows: map[flow]*net.UDPConn{}}
+	p.clients = newClients(p)
 	if err := h.Do(p.listen); err != nil {
 		return nil, errors.Join(fmt.Errorf("udp proxy on %s: %w", h.Name(), err), p.Close())
 	}
@@ -122,6 +129,9 @@ func (p *UDPProxy) Serve(ctx context.Context) error {
 	for _, s := range p.sockets {
 		wg.Go(func() { p.receive(s) })
 	}
+	if p.box.Between != nil {
+		wg.Go(func() { p.box.Between(ctx, p.clients, p.listenOut) })
+	}
 	<-ctx.Done()
 	err := p.Close()
 	wg.Wait()
@@ -155,6 +165,10 @@ func (p *UDPProxy) receive(s *net.UDPConn) {
 			continue
 		}
 		if p.box.Lets != nil && !p.box.Lets(client, buf[:n]) {
+			continue
+		}
+		if p.box.Between != nil {
+			p.clients.put(f, buf[:n])
 			continue
 		}
 		if c, err := p.toServer(f); err == nil {
