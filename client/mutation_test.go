@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +21,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/pion/stun"
 
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector"
@@ -50,7 +53,7 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 	}
 	switch m.kind {
 	case "flipped":
-		for inVersion(b, i) && i+1 < int64(len(b)) {
+		for (inVersion(b, i) || inPadding(b, i)) && i+1 < int64(len(b)) {
 			i++
 		}
 		b[i] ^= m.with
@@ -71,6 +74,24 @@ func (m mutant) apply(b []byte, offset int64) (out []byte, hit, done bool) {
 func inVersion(b []byte, i int64) bool {
 	begins := func(at int64) bool { return at >= 0 && b[at] >= 20 && b[at] <= 22 && b[at+1] == 3 }
 	return i >= 1 && begins(i-1) || i >= 2 && begins(i-2)
+}
+
+// inPadding tells whether a byte is one of a STUN message that has no meaning
+// (RFC 8489 sections 14 and 14.8). Where the message is signed it is covered; in
+// TURN's challenge nobody may mind it.
+func inPadding(b []byte, i int64) bool {
+	if !stun.IsMessage(b) {
+		return false
+	}
+	for at := int64(20); at+4 <= int64(len(b)); {
+		value := at + 4
+		end := value + int64(binary.BigEndian.Uint16(b[at+2:]))
+		reserved := stun.AttrType(binary.BigEndian.Uint16(b[at:])) == stun.AttrErrorCode && (i == value || i == value+1)
+		if at = (end + 3) &^ 3; reserved || i >= end && i < at {
+			return true
+		}
+	}
+	return false
 }
 
 // A served port is one of the reflector's.
