@@ -150,7 +150,7 @@ func (s *httpServer) serveSocket(a *answer, x *httpExchange) error {
 		return foreign("a request for a WebSocket", a.r.Method)
 	}
 	s.reached(x, StageToken)
-	c := overMessages(ws, s.conn)
+	c := overMessages(ws, s.conn, true)
 	defer c.Close()
 	e := x.event
 	serveCarry(c, x.keys, x.reply, &e)

@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -137,6 +138,7 @@ type httpConn struct {
 	sent   heads
 	heard  heads
 	err    error  // of the last read
+	broken error  // of the first write that failed
 	in     int64  // bytes read
 	sample []byte // first bytes read since the last forget
 }
@@ -155,7 +157,9 @@ func (h *httpConn) Read(b []byte) (int, error) {
 	if err != nil && faultOf(err) != FaultTimeout {
 		h.stop.Do(func() { close(h.ended) })
 	}
-	h.err = err
+	if h.err = err; h.broken != nil && faultOf(err) == FaultTimeout {
+		h.err = h.broken // it was not waited for any longer because of that
+	}
 	h.sample = append(h.sample, b[:min(n, sampleSize-len(h.sample))]...)
 	h.heard.feed(b[:n])
 	h.sent.ended = h.sent.ended || h.heard.http2
@@ -175,6 +179,7 @@ func (h *httpConn) Write(b []byte) (int, error) {
 	n, err := h.Conn.Write(b)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.broken = cmp.Or(h.broken, err)
 	h.sent.feed(b[:n])
 	return n, err
 }

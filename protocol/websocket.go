@@ -26,7 +26,7 @@ func (x Exchange) overWebSocket(ctx context.Context, tc net.Conn, base url.URL) 
 	if !step(StageToken, err) {
 		return r
 	}
-	c := overMessages(ws, h)
+	c := overMessages(ws, h, false)
 	defer c.Close()
 	x.carry(c, &r, step)
 	if r.Stage == StageDone {
@@ -75,13 +75,15 @@ type messageConn struct {
 	err       error
 }
 
-func overMessages(ws *websocket.Conn, h *httpConn) *messageConn {
+// masked tells that what comes is masked: it comes from a near end (RFC 6455
+// section 5.3).
+func overMessages(ws *websocket.Conn, h *httpConn, masked bool) *messageConn {
 	ws.SetReadLimit(maxMessage)
 	h.SetReadDeadline(time.Time{}) // from now on those of the pipe count
 	read, write := net.Pipe()
 	c := &messageConn{httpConn: h, ws: ws, read: read, ended: make(chan error, 1)}
 	go func() {
-		err := receive(ws, write)
+		err := receive(ws, write, masked)
 		c.ended <- err
 		write.Close()
 	}()
@@ -92,7 +94,7 @@ func overMessages(ws *websocket.Conn, h *httpConn) *messageConn {
 const maxMessage = 64 << 10
 
 // receive hands on what binary messages hold.
-func receive(ws *websocket.Conn, to io.Writer) (err error) {
+func receive(ws *websocket.Conn, to io.Writer, masked bool) (err error) {
 	defer contained(&err)
 	buf := make([]byte, chunk)
 	for {
@@ -106,10 +108,25 @@ func receive(ws *websocket.Conn, to io.Writer) (err error) {
 		if kind != websocket.MessageBinary {
 			return ErrForeign
 		}
+		if masked {
+			r = unmasked{r}
+		}
 		if _, err := io.CopyBuffer(to, r, buf); err != nil {
 			return err
 		}
 	}
+}
+
+// unmasked is a message that came masked: what the library gives together with
+// an error still is, and would be taken for altered where a path was cut.
+type unmasked struct{ io.Reader }
+
+func (u unmasked) Read(b []byte) (int, error) {
+	n, err := u.Reader.Read(b)
+	if err != nil && err != io.EOF {
+		n = 0
+	}
+	return n, err
 }
 
 func (c *messageConn) Read(b []byte) (int, error) {
