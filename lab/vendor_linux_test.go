@@ -84,6 +84,42 @@ func TestVendorsProtocolsAreJudgedLikeTheFaultThatIsInjected(t *testing.T) {
 	}
 }
 
+// Every second datagram of audio takes 150 ms longer, in one direction.
+func TestDelayVariationOfMediaIsToldOfItsDirection(t *testing.T) {
+	lab.NeedLab(t)
+	program := programFor(t)
+	for _, side := range []middlebox.Side{middlebox.Client, middlebox.Server} {
+		t.Run(side.String(), func(t *testing.T) {
+			t.Parallel()
+			r := row{name: "media delayed unevenly", scenario: "vendor", rules: firewall(""), boxes: func(s *scene) {
+				var n atomic.Int64
+				s.serve(middlebox.UDP{Ports: "1853", Delay: func(from middlebox.Side, b []byte) time.Duration {
+					if from == side && len(b) == 160 && n.Add(1)%2 == 0 {
+						return 150 * time.Millisecond
+					}
+					return 0
+				}}.Open(s.firewall()))
+			}}
+			res := r.play(t, program, "ipv4")
+			for _, f := range res.Findings {
+				if f.Path != "MEDIA" {
+					continue
+				}
+				audio := f.Evidence.Near[0].Media[0]
+				late, other := audio.JitterUp, audio.JitterDown
+				if side == middlebox.Server {
+					late, other = other, late
+				}
+				if f.Verdict != client.Open || late < 20 || late <= other {
+					t.Errorf("%s, delay varies by %.1f ms in the direction that is uneven, by %.1f ms in the other: %s", f.Verdict, late, other, f.Why)
+				}
+				return
+			}
+			t.Error("not measured")
+		})
+	}
+}
+
 // holdingBack is a box that holds every fifth datagram of one side's audio back.
 func holdingBack(side middlebox.Side) func(*scene) {
 	return func(s *scene) {

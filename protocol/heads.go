@@ -1,6 +1,7 @@
 package protocol
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -140,6 +141,7 @@ type httpConn struct {
 	sent   heads
 	heard  heads
 	err    error         // of the last read
+	broken error         // of the first write that failed
 	in     int64         // bytes read
 	last   time.Time     // when some were, or the beginning
 	quiet  time.Duration // how long none had come when this end closed
@@ -170,7 +172,9 @@ func (h *httpConn) Read(b []byte) (int, error) {
 	}
 	fresh := h.err == nil || faultOf(h.err) == FaultTimeout
 	if fresh && (!h.left() || faultOf(err) != FaultTimeout) { // or it is this end's own doing
-		h.err = err
+		if h.err = err; h.broken != nil && faultOf(err) == FaultTimeout {
+			h.err = h.broken // it was not waited for any longer because of that
+		}
 	}
 	h.sample = append(h.sample, b[:min(n, sampleSize-len(h.sample))]...)
 	h.heard.feed(b[:n])
@@ -194,7 +198,11 @@ func (h *httpConn) Write(b []byte) (int, error) {
 	if text && h.begins != nil {
 		h.begins()
 	}
-	return h.Conn.Write(b)
+	n, err := h.Conn.Write(b)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.broken = cmp.Or(h.broken, err)
+	return n, err
 }
 
 // Close ends all reads, and lets no further write begin: one that was broken off

@@ -44,7 +44,9 @@ func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 	protocols.SetUnencryptedHTTP2(true) // inside TLS too, which is not this server's concern
 	server := http.Server{
 		Handler: s, Protocols: protocols, MaxHeaderBytes: maxHead,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxExchanges},
+		// Of a frame nothing is had until all of it is there: large ones would hide
+		// the byte at which a path is cut.
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxExchanges, MaxReadFrameSize: 2 * chunk},
 		ReadHeaderTimeout: farStall, ReadTimeout: bodyTime, WriteTimeout: farStall, IdleTimeout: httpQuiet,
 		BaseContext: func(net.Listener) context.Context { return ctx },
 		ErrorLog:    log.New(io.Discard, "", 0),

@@ -2,10 +2,12 @@ package protocol
 
 import (
 	"bytes"
+	"net"
 	"runtime"
 	"runtime/debug"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
@@ -19,7 +21,7 @@ func TestLargeFilesAreStreamed(t *testing.T) {
 		size    = uint32(64 << 20)
 	)
 	for _, p := range every(t) {
-		if p.name != "sftp" && (p.name != "ftp" || p.variant != ftpPassive) {
+		if !p.Bulk || p.name == "ftp" && p.variant != ftpPassive { // FTP's modes differ in who calls
 			continue
 		}
 		t.Run(p.String(), func(t *testing.T) {
@@ -69,6 +71,34 @@ func heap() uint64 {
 	return m.HeapInuse
 }
 
+// A slowReader is an end that needs a second for whatever it reads.
+type slowReader struct{ net.Conn }
+
+func (s slowReader) Read(b []byte) (int, error) {
+	time.Sleep(time.Second)
+	return s.Conn.Read(b)
+}
+
+// Where one direction is done long before the other, what was done did not
+// stand still meanwhile.
+func TestWaitingForTheSlowerDirectionIsNoPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFar()
+		x := f.exchange()
+		x.Bytes = 512 << 10
+		near, far := memoryPair(t)
+		var wg sync.WaitGroup
+		wg.Go(func() { plain.TCP.Serve(t.Context(), slowReader{far}, f); far.Close() })
+		began := time.Now()
+		r := plain.TCP.Probe(t.Context(), near, x)
+		near.Close()
+		wg.Wait()
+		if took := time.Since(began); r.Stage != StageDone || took < 10*time.Second || r.Pause >= time.Second {
+			t.Errorf("%v of pause in %v: %+v", r.Pause, took, r)
+		}
+	})
+}
+
 // A transfer sets a new deadline for every piece: the end of its context must
 // not be lost among them.
 func TestCancelledTransfersStopAtOnce(t *testing.T) {
@@ -95,6 +125,68 @@ func TestCancelledTransfersStopAtOnce(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// leastBeforeCut is how much of 500,000 bytes that go through before a cut must
+// be counted by who reads them: all but a frame of HTTP/2 and what TLS and HTTP
+// take of them.
+func leastBeforeCut(fault string) int64 {
+	if fault == FaultReset {
+		return 1 // it takes with it what was not read by then
+	}
+	return 350_000
+}
+
+// cutUnderWay is cutAfter once what came before had its time: a library may not
+// yet have begun with what arrives together with the end.
+func cutUnderWay(n int64) func(int64, []byte) ([]byte, bool) {
+	cut := cutAfter(n)
+	return func(offset int64, b []byte) ([]byte, bool) {
+		out, ok := cut(offset, b)
+		if !ok {
+			time.Sleep(200 * time.Millisecond)
+		}
+		return out, ok
+	}
+}
+
+// Other than files, what is carried goes through the connection that is cut.
+func TestCutOfBulkIsCountedByWhoReadsIt(t *testing.T) {
+	for _, p := range every(t) {
+		if !p.Bulk || p.name == "sftp" || p.name == "ftp" {
+			continue
+		}
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			f := newFar()
+			x := f.exchange()
+			x.Bytes, x.Stall = 1<<20, 5*time.Second
+			res, _, _ := play(t, loopback, p, f, x, box{down: cutUnderWay(500_000)})
+			if res.Stage != StageData || res.Fault != FaultEOF && res.Fault != FaultReset || res.Down < leastBeforeCut(res.Fault) || res.Down > 500_000 {
+				t.Errorf("near end: %+v", res)
+			}
+			_, _, events := play(t, loopback, p, f, x, box{up: cutUnderWay(500_000)})
+			if len(events) != 1 || events[0].Stage != StageData {
+				t.Fatalf("far end: %+v", events)
+			}
+			if e := events[0]; e.Fault != FaultEOF && e.Fault != FaultReset || e.BytesIn < leastBeforeCut(e.Fault) || e.BytesIn > 500_000 {
+				t.Errorf("far end: %+v", e)
+			}
+		})
+	}
+}
+
+// What was cut inside of a message's mask is not altered.
+func TestCutWebSocketIsNotTakenForAltered(t *testing.T) {
+	f := newFar()
+	x := f.exchange()
+	x.Bytes, x.Variant = 1<<18, variantSocket
+	for n := int64(60_000); n < 200_000; n += 7_000 {
+		_, _, events := play(t, loopback, spoken{"https", variantSocket, secureHTTP}, f, x, box{up: cutAfter(n)})
+		if len(events) != 1 || events[0].Stage != StageData || events[0].Fault != FaultEOF && events[0].Fault != FaultReset || events[0].BytesIn > n {
+			t.Errorf("cut after %d: %+v", n, events)
+		}
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 // A pace measures one side of a data phase, mostly the receiving one. One
-// goroutine uses it.
+// goroutine uses it. A nil one measures nothing.
 type pace struct {
 	began, last time.Time
 	longest     time.Duration
@@ -17,7 +17,7 @@ func newPace() *pace { now := time.Now(); return &pace{began: now, last: now} }
 
 // came notes that n bytes came, or went.
 func (p *pace) came(n int) {
-	if n > 0 {
+	if p != nil && n > 0 {
 		now := time.Now()
 		p.longest, p.last = max(p.longest, now.Sub(p.last)), now
 	}
@@ -56,15 +56,13 @@ func (p pacedConn) Read(b []byte) (int, error) {
 // reads. An end that comes together with bytes is told after them.
 type pacedReader struct {
 	io.Reader
-	*pace    // nil measures nothing
+	*pace
 	deadline func(time.Time) error
 }
 
 func (p pacedReader) Read(b []byte) (int, error) {
 	n, err := p.Reader.Read(b)
-	if p.pace != nil {
-		p.came(n)
-	}
+	p.came(n)
 	if n > 0 && err == io.EOF {
 		err = nil
 	}

@@ -91,7 +91,7 @@ func (x Exchange) carry(c net.Conn, r *Result, step func(string, error) bool) {
 	if x.Bytes > 0 {
 		var err error
 		p := newPace()
-		r.Up, r.Down, err = swap(pacedConn{c, p}, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall)
+		r.Up, r.Down, err = swap(c, half{x.Keys, wire.Request, x.Probe, x.Attempt}, x.Bytes, x.message(wire.Request), x.Stall, p)
 		r.Rate, r.Pause = rate(min(r.Up, r.Down), time.Since(p.began)), p.pause(err != nil)
 		if !step(StageData, err) {
 			return
@@ -177,8 +177,10 @@ func (h half) other() wire.Kind {
 
 // swap sends n bytes of this end's stream while it reads n bytes of the other
 // end's. Its closing message, last, says that these arrived unaltered; the other
-// end's says so of what was sent. stall bounds each pause, atLatest all of it.
-func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) (up, down int64, err error) {
+// end's says so of what was sent. stall bounds each pause, atLatest all of it. p
+// measures what is read of the stream, and not the closing message: where this
+// end's direction is the slower one, that comes long after.
+func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration, p *pace) (up, down int64, err error) {
 	sent := make(chan error, 1)
 	var held panics
 	defer held.again()
@@ -188,7 +190,7 @@ func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration) 
 		defer held.keep(func() { c.SetDeadline(past) })
 		up, err = sendStream(c, h.keys.NewStream(h.kind, h.probe, h.attempt), n, stall)
 	}()
-	down, err = checkStream(c, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
+	down, err = checkStream(pacedConn{c, p}, h.keys.NewStream(h.other(), h.probe, h.attempt), n, stall)
 	if err != nil {
 		c.SetWriteDeadline(time.Unix(1, 0)) // the sender must not outlive a failed read
 		// Of a reset the half that meets it first takes the error; the other sees an end.
@@ -309,7 +311,7 @@ func serveCarry(c net.Conn, keys *wire.Keys, reply wire.Message, e *wire.Event) 
 	if reply.Bytes > 0 {
 		e.Stage = StageData
 		var err error
-		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, reply.Probe, reply.Attempt}, reply.Bytes, reply, farStall)
+		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, reply.Probe, reply.Attempt}, reply.Bytes, reply, farStall, nil)
 		if err != nil {
 			fail(err)
 			return
