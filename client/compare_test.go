@@ -2,8 +2,10 @@ package client
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -150,5 +152,30 @@ func TestDialoguesOfComparisonsAreNotTheProbes(t *testing.T) {
 	}
 	if v.comparedSaid(mail, nil) {
 		t.Error("what said nothing is a dialogue")
+	}
+}
+
+// A far end that speaks first may take a comparison for its own protocol, changed;
+// the probe's own connection came before that.
+func TestWhatCameAfterTheProbeIsNotItsRequest(t *testing.T) {
+	at := func(seconds int, fault string) wire.Event {
+		return wire.Event{Transport: scenarios.TCP, Local: netip.AddrPortFrom(farAddr, 22), Time: time.Unix(int64(seconds), 0), Fault: fault}
+	}
+	failed := []Comparison{{What: OtherProtocol, Port: 22}}
+	for _, c := range []struct {
+		name     string
+		controls []Comparison
+		strays   []wire.Event
+		want     bool
+	}{
+		{"its own, under way, then another", failed, []wire.Event{at(10, ""), at(12, protocol.FaultForeign)}, false},
+		{"its own changed, then others", failed, []wire.Event{at(10, protocol.FaultForeign), at(12, protocol.FaultForeign)}, true},
+		{"beside it", failed, []wire.Event{at(10, ""), at(10, protocol.FaultForeign)}, true},
+		{"nothing was compared", nil, []wire.Event{at(10, ""), at(12, protocol.FaultForeign)}, true},
+	} {
+		e := portEvidence{transport: scenarios.TCP, strays: c.strays, near: &Observation{Probe: 1, Seconds: 2, Controls: c.controls}}
+		if got := e.alteredThere(1) != nil; got != c.want {
+			t.Errorf("%s: %t", c.name, got)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package client
 
 import (
 	"slices"
+	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -210,9 +211,19 @@ func (e *portEvidence) alteredThere(probe uint32) *wire.Event {
 		case s.Fault != protocol.FaultAltered && s.Fault != protocol.FaultForeign:
 		case s.Probe == probe:
 			return s
-		case e.seen+len(e.events) == 0: // else the probe arrived
+		case e.seen+len(e.events) == 0 && !e.afterwards(s): // else the probe arrived
 			unread = s
 		}
 	}
 	return unread
+}
+
+// afterwards tells whether a stray connection came when the probe's own had
+// failed already, for a comparison: one before it came earlier by most of the
+// time that the probe took.
+func (e *portEvidence) afterwards(s *wire.Event) bool {
+	took := time.Duration(e.near.Seconds * float64(time.Second))
+	return e.transport == scenarios.TCP && len(e.near.Controls) > 0 && slices.ContainsFunc(e.strays, func(o wire.Event) bool {
+		return o.TLS == nil && o.Time.Before(s.Time.Add(-took/2))
+	})
 }

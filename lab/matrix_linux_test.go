@@ -243,7 +243,7 @@ func TestEveryProtocolsVerdictNamesAFaultThatKnowsNoProtocol(t *testing.T) {
 				if diff := cmp.Diff(g.wanted(got, paths), got); diff != "" {
 					t.Errorf("(-want +got):\n%s", diff)
 					for _, f := range paths {
-						t.Logf("%s %s: %s; %s %s", f.Title, f.Transport, f.Sentence(), f.Evidence.Near[0].Stage, f.Evidence.Near[0].Fault)
+						t.Logf("%s %s: %s, %s; %s %s", f.Title, f.Transport, f.Sentence(), f.Why, f.Evidence.Near[0].Stage, f.Evidence.Near[0].Fault)
 						for _, p := range f.Parts {
 							t.Logf("    %s: %s, %s", p.Target, p.Verdict, p.Why)
 						}
