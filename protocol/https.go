@@ -23,7 +23,7 @@ const (
 // secureHTTP is HTTP inside TLS. The far end of TLS is protocol tls; inside, all
 // HTTP is served alike.
 var secureHTTP = &Protocol{
-	Doc:      "TLS for the path's name and ALPN as browsers offer it, then HTTP or WebSocket inside; the token is in Authorization, its answer in Authentication-Info",
+	Doc:      "TLS for the path's name, where it has one, with ALPN as browsers offer it, then HTTP or WebSocket inside; the token is in Authorization, its answer in Authentication-Info",
 	Variants: []string{variantH2, variantHTTP1, variantSocket},
 	Bulk:     true,
 	Secure:   true,

@@ -9,12 +9,12 @@ import (
 // (RFC 8314) and with STARTTLS on 143.
 var (
 	imaps = &Protocol{
-		Doc:    "TLS for the path's name; inside IMAP: greeting, CAPABILITY, LOGIN with the token as the name, then bulk data",
+		Doc:    "TLS for the path's name; inside IMAP: greeting, CAPABILITY, LOGIN with the token as the name, then wallprobe's own data",
 		Greets: true, Inside: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: imapDialect.probe(true), Serve: imapDialect.serve(true)},
 	}
 	imap = &Protocol{
-		Doc:    "IMAP: greeting, CAPABILITY, STARTTLS, TLS for the path's name, CAPABILITY, LOGIN with the token as the name, then bulk data",
+		Doc:    "IMAP: greeting, CAPABILITY, STARTTLS, TLS for the path's name, CAPABILITY, LOGIN with the token as the name, then wallprobe's own data",
 		Greets: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: imapDialect.probe(false), Serve: imapDialect.serve(false)},
 	}

@@ -10,12 +10,12 @@ import (
 // 8314) and with STLS (RFC 2595) on 110.
 var (
 	pop3s = &Protocol{
-		Doc:    "TLS for the path's name; inside POP3: greeting, USER with the token, PASS, then bulk data",
+		Doc:    "TLS for the path's name; inside POP3: greeting, USER with the token, PASS, then wallprobe's own data",
 		Greets: true, Inside: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: pop3Dialect.probe(true), Serve: pop3Dialect.serve(true)},
 	}
 	pop3 = &Protocol{
-		Doc:    "POP3: greeting, CAPA, STLS, TLS for the path's name, USER with the token, PASS, then bulk data",
+		Doc:    "POP3: greeting, CAPA, STLS, TLS for the path's name, USER with the token, PASS, then wallprobe's own data",
 		Greets: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: pop3Dialect.probe(false), Serve: pop3Dialect.serve(false)},
 	}

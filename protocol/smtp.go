@@ -12,12 +12,12 @@ import (
 // start on port 465 (RFC 8314), with STARTTLS (RFC 3207) on 587 and 25.
 var (
 	smtps = &Protocol{
-		Doc:    "TLS for the path's name; inside SMTP: greeting, EHLO, AUTH PLAIN with the token as the name, then bulk data",
+		Doc:    "TLS for the path's name; inside SMTP: greeting, EHLO, AUTH PLAIN with the token as the name, then wallprobe's own data",
 		Greets: true, Inside: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: smtpDialect.probe(true), Serve: smtpDialect.serve(true)},
 	}
 	submission = &Protocol{
-		Doc:    "SMTP: greeting, EHLO, STARTTLS, TLS for the path's name, EHLO, AUTH PLAIN with the token as the name, then bulk data",
+		Doc:    "SMTP: greeting, EHLO, STARTTLS, TLS for the path's name, EHLO, AUTH PLAIN with the token as the name, then wallprobe's own data",
 		Greets: true, Means: meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: smtpDialect.probe(false), Serve: smtpDialect.serve(false)},
 	}

@@ -27,14 +27,14 @@ import (
 var (
 	xmpp = &Protocol{
 		Names:  true,
-		Doc:    "XMPP: stream header with STARTTLS right behind it, TLS for the path's name, SASL PLAIN with the token as the name, then bulk data",
+		Doc:    "XMPP: stream header with STARTTLS right behind it, TLS for the path's name, SASL PLAIN with the token as the name, then wallprobe's own data",
 		Claims: func(peek Peek, inTLS bool) bool { return !inTLS && isXMPP(peek(2)) },
 		Means:  meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: xmppDialect.probe(false), Serve: xmppDialect.serve(false)},
 	}
 	xmppInTLS = &Protocol{
 		Secure: true,
-		Doc:    "TLS for the path's name; inside XMPP: stream header, SASL PLAIN with the token as the name, then bulk data",
+		Doc:    "TLS for the path's name; inside XMPP: stream header, SASL PLAIN with the token as the name, then wallprobe's own data",
 		Claims: func(peek Peek, inTLS bool) bool { return inTLS && isXMPP(peek(2)) },
 		Means:  meansSTARTTLS, Patience: mailTimeIn,
 		TCP: &Ends{Probe: xmppDialect.probe(true), Serve: xmppDialect.serve(true)},
