@@ -52,6 +52,10 @@ type Protocol struct {
 	Bulk      bool     // carries large transfers
 	Secure    bool     // the near end begins with TLS, over TCP
 
+	// Rhythm is how far apart applications send over UDP. An exchange that may
+	// idle keeps it; without silence to be measured it would take too long.
+	Rhythm time.Duration
+
 	// The reflector knows a stream by its first bytes, or by its port when the
 	// far end speaks first.
 	Claims func(peek Peek, inTLS bool) bool
