@@ -297,9 +297,13 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 // exchange is what a probe does with one port.
 func (r *runner) exchange(p Probe, port uint16) protocol.Exchange {
 	f := r.ends[p.Where]
+	idle := p.Idle
+	if named := protocol.Named(p.Speak); named != nil && idle == 0 && len(r.cfg.Silences) > 0 {
+		idle = named.Rhythm // who asks for silences has the time for it
+	}
 	return protocol.Exchange{
 		Keys: &f.keys, Offline: f.offline, Probe: p.ID, Port: port, ServerName: p.ServerName, Variant: p.Variant,
-		Bytes: uint32(p.Bytes), Idle: p.Idle, Stall: r.cfg.Timeout, Now: time.Now,
+		Bytes: uint32(p.Bytes), Idle: idle, Stall: r.cfg.Timeout, Now: time.Now,
 	}
 }
 

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/wallprobe/wallprobe/protocol"
 )
 
 // searched plays the rounds against a firewall that forgets after a timeout (0 is
@@ -96,6 +98,20 @@ func TestSilencesAreChecked(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
+// Only a run that has the time for it keeps the rhythm of an application.
+func TestRhythmIsKeptWhereSilencesAreAskedFor(t *testing.T) {
+	for speak, want := range map[string]time.Duration{"automate-heartbeat": 5 * time.Second, "automate-tray": 0, protocol.Datagram: 0} {
+		r := &runner{ends: map[Where]*farEnd{WhereFar: {}}}
+		p := Probe{Speak: speak, Where: WhereFar}
+		if got := r.exchange(p, 75).Idle; got != 0 {
+			t.Errorf("%s idles for %v unasked", speak, got)
+		}
+		if r.cfg.Silences = []time.Duration{time.Minute}; r.exchange(p, 75).Idle != want {
+			t.Errorf("%s idles for %v, want %v", speak, r.exchange(p, 75).Idle, want)
 		}
 	}
 }

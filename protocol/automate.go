@@ -42,7 +42,7 @@ var (
 		"the vendor does not document what an agent and its tray say", beats{})
 	automateWakeup = automateDatagrams("agent wakes agent, small datagrams",
 		"the vendor does not document its wakeup call", beats{})
-	automateHeartbeat = automateDatagrams("three small datagrams, each answered; 5 s apart when idling is asked for, else faster",
+	automateHeartbeat = automateDatagrams("three small datagrams, each answered; 5 s apart with --idle, else faster",
 		"the vendor does not document its heartbeat: 84 bytes are the least that prove anything, and only with --idle does it keep its rhythm of 5 s", beats{rhythm: heartbeat})
 )
 
@@ -50,5 +50,5 @@ var (
 const heartbeat = 5 * time.Second
 
 func automateDatagrams(doc, imitation string, b beats) *Protocol {
-	return &Protocol{Doc: doc, Imitation: imitation, UDP: &Ends{Probe: b.probe}}
+	return &Protocol{Doc: doc, Imitation: imitation, Rhythm: b.rhythm, UDP: &Ends{Probe: b.probe}}
 }

@@ -54,6 +54,9 @@ type Protocol struct {
 
 	Names bool   // what the near end begins with says the path's name in clear, outside of TLS
 	Says  string // a name that it says whatever the path's is
+	// Rhythm is how far apart applications send over UDP. An exchange that may
+	// idle keeps it; without silence to be measured it would take too long.
+	Rhythm time.Duration
 
 	// The reflector knows a stream by its first bytes, or by its port when the
 	// far end speaks first.
