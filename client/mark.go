@@ -73,11 +73,15 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 
 // markStream makes one more connection, with a marked SYN and without data: on
 // the port passes what is expected there. How the SYN arrived is in the
-// reflector's ledger. Of a protocol's ways the first one has to do.
+// reflector's ledger. Of a protocol's ways the first one has to do, and of several
+// paths to one port: what follows a SYN does not tell how that is treated.
 func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observation) {
 	ways := protocol.Named(p.Speak).Variants
 	if o.TCP == nil || o.TCP.TTL == 0 || len(ways) > 0 && p.Variant != ways[0] {
 		return // the system may not tell of its SYNs
+	}
+	if !r.first(netip.AddrPortFrom(p.Addr, port)) {
+		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
@@ -96,6 +100,17 @@ func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observ
 	if protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, x).Stage == protocol.StageDone {
 		m.Answered, o.Mark = true, m // else the connection came up, and nothing is known of its SYN
 	}
+}
+
+// first tells whether no stream to a port was marked before.
+func (r *runner) first(to netip.AddrPort) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.marked[to] {
+		return false
+	}
+	r.marked[to] = true
+	return true
 }
 
 // bare tells whether a probe's datagrams are wallprobe's own messages as they are.

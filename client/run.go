@@ -63,6 +63,7 @@ type runner struct {
 	seen     map[uint32][]Observation
 	progress map[uint32]int
 	total    int
+	marked   map[netip.AddrPort]bool // ports that a stream was marked to
 }
 
 // Run measures one scenario. Partial results survive: when ctx ends, the result
@@ -114,7 +115,7 @@ func newRunner(cfg Config) (*runner, error) {
 	if len(cfg.Scenario.PathsFor(cfg.Role)) == 0 {
 		return nil, fmt.Errorf("scenario %s has no near end %q; choose one of %s", cfg.Scenario.Name, cfg.Role, strings.Join(cfg.Scenario.NearRoles(), ", "))
 	}
-	r := &runner{cfg: cfg, ends: make(map[Where]*farEnd), seen: make(map[uint32][]Observation), progress: make(map[uint32]int)}
+	r := &runner{cfg: cfg, ends: make(map[Where]*farEnd), seen: make(map[uint32][]Observation), progress: make(map[uint32]int), marked: make(map[netip.AddrPort]bool)}
 	family := "ipv4"
 	if cfg.Reflector.Is6() {
 		family = "ipv6"

@@ -18,8 +18,6 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
@@ -107,9 +105,19 @@ func (w *World) trial(m Measurement) (*trial, error) {
 	return &trial{world: w, m: m, dir: dir}, err
 }
 
-// end stops what runs and removes what was written.
+// end ends what still runs and removes what was written: nobody reads it.
 func (t *trial) end() {
-	t.stop()
+	for _, f := range t.reflectors {
+		if f.process != nil {
+			f.process.kill()
+		}
+	}
+	for _, f := range t.reflectors {
+		if f.process != nil {
+			_ = f.process.Wait() // how it ended is nobody's interest
+			f.process = nil
+		}
+	}
 	os.RemoveAll(t.dir)
 }
 
@@ -136,14 +144,28 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	if err != nil {
 		return results, err
 	}
-	journals := t.stop()
-	var joining sync.WaitGroup
+	var lacking []*client.Result
 	for _, r := range results {
 		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		if t.lacks(r) {
+			lacking = append(lacking, r)
+		}
+	}
+	if len(lacking) == 0 {
+		return results, nil
+	}
+	journals := t.stop()
+	var joining sync.WaitGroup
+	for _, r := range lacking {
 		joining.Go(func() { t.join(r, journals) })
 	}
 	joining.Wait()
 	return results, nil
+}
+
+// lacks tells whether a far end's journal has something to add to a result.
+func (t *trial) lacks(r *client.Result) bool {
+	return slices.ContainsFunc(t.reflectors, func(f *far) bool { return r.Ledgers[f.where] == nil })
 }
 
 // A trial is one Measure under way.
@@ -225,32 +247,52 @@ func scenarioArg(s *scenarios.Scenario) string {
 }
 
 // runClients measures from every near end, one after the other: a firewall's
-// counters and its table of connections are shared. What one has found is read
-// while the next is under way.
+// counters and its table of connections are shared. While one tells what it has
+// found, and that is read, the next begins.
 func (t *trial) runClients(ctx context.Context) ([]*client.Result, error) {
-	var reading errgroup.Group
-	var found []*[]*client.Result
-	var failed error
-	for _, e := range t.nearEnds() {
-		var out *bytes.Buffer
-		if out, failed = t.runClient(ctx, e.scenario, e.role); failed != nil {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ends := t.nearEnds()
+	found, errs := make([][]*client.Result, len(ends)), make([]error, len(ends))
+	var reading sync.WaitGroup
+	for i, e := range ends {
+		out := &firstByte{came: make(chan struct{})}
+		ended := make(chan struct{})
+		reading.Go(func() {
+			err := t.runClient(ctx, e, out)
+			if errs[i] = err; err != nil {
+				cancel() // none begins after one that could not measure
+			}
+			close(ended)
+			if err != nil {
+				return
+			}
+			if found[i], err = t.m.Read(&out.Buffer); err != nil {
+				errs[i] = fmt.Errorf("the client's result of %s: %w", e.scenario.Name, err)
+			}
+		})
+		select {
+		case <-out.came:
+		case <-ended:
+		}
+		if ctx.Err() != nil {
 			break
 		}
-		results := new([]*client.Result)
-		found = append(found, results)
-		reading.Go(func() (err error) {
-			if *results, err = t.m.Read(out); err != nil {
-				err = fmt.Errorf("the client's result of %s: %w", e.scenario.Name, err)
-			}
-			return err
-		})
 	}
-	failed = cmp.Or(failed, reading.Wait())
-	var all []*client.Result
-	for _, results := range found {
-		all = append(all, *results...)
-	}
-	return all, failed
+	reading.Wait()
+	return slices.Concat(found...), cmp.Or(errs...)
+}
+
+// firstByte is a buffer that tells when something was written to it.
+type firstByte struct {
+	bytes.Buffer
+	once sync.Once
+	came chan struct{}
+}
+
+func (b *firstByte) Write(p []byte) (int, error) {
+	b.once.Do(func() { close(b.came) })
+	return b.Buffer.Write(p)
 }
 
 // A nearEnd is a role of a scenario to measure from.
@@ -273,11 +315,13 @@ func (t *trial) nearEnds() []nearEnd {
 	return out
 }
 
-// runClient measures from one near end and gives what the client wrote.
-func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role string) (*bytes.Buffer, error) {
+// runClient measures from one near end; the client writes to out, once it has
+// measured all.
+func (t *trial) runClient(ctx context.Context, e nearEnd, out *firstByte) error {
+	s := e.scenario
 	host := t.world.Host(hostName)
 	server := address(t.world.Host(serverName), t.m.IPv6)
-	args := []string{"run", scenarioArg(s), "--as", role, "--reflector", server.String(), "--key-file", t.keyFile(),
+	args := []string{"run", scenarioArg(s), "--as", e.role, "--reflector", server.String(), "--key-file", t.keyFile(),
 		"--timeout", t.m.Timeout.String(), "--rtt", labRTT.String(), "--sweep", "--json", "-"}
 	for _, p := range t.world.config.Own {
 		args = append(args, "--owned", p.String())
@@ -286,20 +330,20 @@ func (t *trial) runClient(ctx context.Context, s *scenarios.Scenario, role strin
 		args = append(args, "--lan", address(lan, t.m.IPv6).String())
 	}
 	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
-	var out, complaints bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &complaints
+	var complaints bytes.Buffer
+	cmd.Stdout, cmd.Stderr = out, &complaints
 	// A client that is interrupted tells what it has measured so far.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 3 * time.Second
 	err := host.Run(cmd)
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
-		return nil, err
+		return err
 	}
 	if exit != nil && exit.ExitCode() == 2 || out.Len() == 0 {
-		return nil, fmt.Errorf("the client did not measure %s: %s", s.Name, strings.TrimSpace(complaints.String()))
+		return fmt.Errorf("the client did not measure %s: %s", s.Name, strings.TrimSpace(complaints.String()))
 	}
-	return &out, nil
+	return nil
 }
 
 func address(h *Host, ipv6 bool) netip.Addr {
