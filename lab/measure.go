@@ -77,7 +77,8 @@ func ConfigFor(list []*scenarios.Scenario) Config {
 	return c
 }
 
-// StartReflector starts the measurement's reflectors alone. stop ends them.
+// StartReflector starts the measurement's reflectors alone. stop ends them in an
+// orderly way.
 func (w *World) StartReflector(ctx context.Context, m Measurement) (stop func(), err error) {
 	t, err := w.trial(m)
 	if err != nil {
@@ -87,7 +88,7 @@ func (w *World) StartReflector(ctx context.Context, m Measurement) (stop func(),
 		t.end()
 		return nil, err
 	}
-	return t.end, nil
+	return func() { t.stop(); t.end() }, nil
 }
 
 // trial prepares a measurement.

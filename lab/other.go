@@ -80,5 +80,7 @@ func (*Process) Wait() error { return errNotLinux }
 // Signal always fails.
 func (*Process) Signal(os.Signal) error { return errNotLinux }
 
+func (*Process) kill() {}
+
 // Stop always fails.
 func (*Process) Stop(time.Duration) error { return errNotLinux }

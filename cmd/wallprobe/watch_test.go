@@ -38,12 +38,9 @@ func TestWhatSaysNothingOfItselfIsShownEverySecondAsWell(t *testing.T) {
 		var b bytes.Buffer
 		w, stop := watching(&report.ProgressLine{W: &b, Width: 120}, "behind stateful", long{}.hint())
 		w.show("3 of 4 ports")
-		if b.String() != "\r3 of 4 ports" {
-			t.Errorf("%q", b.String())
-		}
 		time.Sleep(1500 * time.Millisecond) // of the test's own clock
 		stop()
-		if !strings.Contains(b.String(), "\r3 of 4 ports; 1s gone") {
+		if b.String() != "\r3 of 4 ports\r3 of 4 ports; 1s gone" {
 			t.Errorf("%q", b.String())
 		}
 	})
