@@ -74,13 +74,15 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 // markStream makes one more connection, with a marked SYN and without data: on
 // the port passes what is expected there. How the SYN arrived is in the
 // reflector's ledger. Of a protocol's ways the first one has to do, and of several
-// paths to one port: what follows a SYN does not tell how that is treated.
+// paths to one port: what follows a SYN does not tell how that is treated. Where
+// the far end greets there is none: waiting and logging in twice costs more than
+// it tells.
 func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observation) {
-	ways := protocol.Named(p.Speak).Variants
-	if o.TCP == nil || o.TCP.TTL == 0 || len(ways) > 0 && p.Variant != ways[0] {
+	named := protocol.Named(p.Speak)
+	if o.TCP == nil || o.TCP.TTL == 0 || len(named.Variants) > 0 && p.Variant != named.Variants[0] {
 		return // the system may not tell of its SYNs
 	}
-	if !r.first(netip.AddrPortFrom(p.Addr, port)) {
+	if named.Greets || !r.first(netip.AddrPortFrom(p.Addr, port)) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)

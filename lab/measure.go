@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
@@ -130,11 +132,11 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		return nil, err
 	}
 	defer t.end()
-	if err := t.startReflectors(ctx); err != nil {
-		return nil, err
-	}
-	before, err := w.Counters()
-	if err != nil {
+	var before []Rule
+	var g errgroup.Group
+	g.Go(func() error { return t.startReflectors(ctx) })
+	g.Go(func() (err error) { before, err = w.Counters(); return err }) // reflectors send nothing by themselves
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
 	results, err := t.runClients(ctx)
