@@ -141,8 +141,9 @@ func TestMySQLWithoutItsOfferOfTLSIsAltered(t *testing.T) {
 	}
 }
 
-func TestMySQLClientThatAsksWithoutEndIsLeft(t *testing.T) {
-	f := newFar()
+// loggedInMySQL is a near end that may ask, and the events of its far end.
+func loggedInMySQL(t *testing.T, f *testFar) (*mysqlConn, <-chan []wire.Event) {
+	t.Helper()
 	near, far := pair(t)
 	done := make(chan []wire.Event, 1)
 	go func() { done <- serveMySQL(t.Context(), far, f); far.Close() }()
@@ -154,6 +155,11 @@ func TestMySQLClientThatAsksWithoutEndIsLeft(t *testing.T) {
 	if err := x.loginMySQL(m, &Result{}); err != nil {
 		t.Fatal(err)
 	}
+	return m, done
+}
+
+func TestMySQLClientThatAsksWithoutEndIsLeft(t *testing.T) {
+	m, done := loggedInMySQL(t, newFar())
 	for i := range maxPackets {
 		m.seq = 0
 		if err := m.writePacket([]byte{mysqlPing}); err != nil {
@@ -239,17 +245,7 @@ func TestMySQLGreetingsLineTellsEveryByte(t *testing.T) {
 // asks a client for a file (LOAD DATA LOCAL, whose request begins with 0xfb).
 func TestMySQLAnswersNothingButItsOneQuery(t *testing.T) {
 	f := newFar()
-	near, far := pair(t)
-	done := make(chan []wire.Event, 1)
-	go func() { done <- serveMySQL(t.Context(), far, f); far.Close() }()
-	m := &mysqlConn{Conn: near, stall: 10 * time.Second}
-	if _, err := m.readPacket(); err != nil {
-		t.Fatal(err)
-	}
-	x := f.exchange()
-	if err := x.loginMySQL(m, &Result{}); err != nil {
-		t.Fatal(err)
-	}
+	m, done := loggedInMySQL(t, f)
 	asked := [][]byte{{0x04, 't'}, {0x0a}, {0x11, 'r', 0}, {0x12}, {0x16, '1'}, {0x1b, 0, 0}, {0x1f}}
 	for _, q := range []string{"LOAD DATA LOCAL INFILE '/etc/passwd' INTO TABLE t", "LOAD DATA INFILE '/etc/passwd' INTO TABLE t", "SELECT LOAD_FILE('/etc/passwd')",
 		"SELECT 1; SELECT 2", "SELECT * FROM mysql.user", "SHOW DATABASES", "SELECT SLEEP(1000)", ""} {
@@ -264,7 +260,7 @@ func TestMySQLAnswersNothingButItsOneQuery(t *testing.T) {
 			t.Errorf("%q is answered by %q, %v", p, a, err)
 		}
 	}
-	near.Close()
+	m.Close()
 	if e := <-done; f.further.Load() > 0 || e[0].Stage != StageDone {
 		t.Errorf("%d further connections, %+v", f.further.Load(), e)
 	}

@@ -32,7 +32,7 @@ func TestLateAnswersToOwnPortsAreCounted(t *testing.T) {
 			}
 			for _, answer := range held[from] {
 				server.WriteToUDPAddrPort(answer, from)
-				time.Sleep(5 * time.Millisecond)
+				time.Sleep(5 * time.Millisecond) // so that each comes by itself
 			}
 		}
 	}()
