@@ -68,23 +68,25 @@ type bench struct {
 	figures []figure
 }
 
+// measure measures every part, or the one that is named.
 func (b *bench) measure(ctx context.Context, only string) error {
-	defer b.print() // what was measured until then is not lost
-	known := false
-	for _, part := range []struct {
+	type part struct {
 		name string
 		run  func(context.Context) error
-	}{{"lab", b.labRuns}, {"all", b.allScenarios}, {"rates", b.rates}, {"reflector", b.reflector}, {"udp", b.udpSweep}, {"tcp", b.tcpSweep}} {
-		if only != "" && only != part.name {
-			continue
+	}
+	parts := []part{{"lab", b.labRuns}, {"all", b.allScenarios}, {"rates", b.rates}, {"reflector", b.reflector}, {"udp", b.udpSweep}, {"tcp", b.tcpSweep}}
+	if only != "" {
+		i := slices.IndexFunc(parts, func(p part) bool { return p.name == only })
+		if i < 0 {
+			return fmt.Errorf("-only %s: there is no such part; see -h", only)
 		}
-		known = true
-		if err := part.run(ctx); err != nil {
+		parts = parts[i : i+1]
+	}
+	defer b.print() // what was measured until then is not lost
+	for _, p := range parts {
+		if err := p.run(ctx); err != nil {
 			return err
 		}
-	}
-	if !known {
-		return fmt.Errorf("-only %s: there is no such part; see -h", only)
 	}
 	return nil
 }
