@@ -406,7 +406,7 @@ func counted(before, after []Rule) []client.Rule {
 		if r.Packets == b.Packets {
 			continue
 		}
-		out = append(out, client.Rule{Chain: r.Chain, Index: r.Index, Text: r.Text, Verdict: r.Verdict,
+		out = append(out, client.Rule{Family: r.Family, Table: r.Table, Chain: r.Chain, Index: r.Index, File: r.File, Line: r.Line, Text: r.Text, Verdict: r.Verdict,
 			Packets: r.Packets - b.Packets, Bytes: r.Bytes - b.Bytes})
 	}
 	return out

@@ -18,6 +18,8 @@ type Rule struct {
 	Comment              string
 	Counted              bool   // whether the rule has a counter; without one the figures are 0
 	Packets, Bytes       uint64 // since the rules were loaded
+	File                 string // where it stands, empty when that is not certain
+	Line                 int    // in File, from 1
 
 	// Verdict is what the rule does with a packet that matches: accept, drop,
 	// reject, jump, goto, return, queue, continue, snat, dnat, masquerade,

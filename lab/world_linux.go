@@ -8,9 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +23,7 @@ type World struct {
 	resolvers resolvers
 
 	mu        sync.Mutex
+	loaded    Firewall
 	closed    bool
 	processes map[*Process]bool
 }
@@ -116,44 +115,6 @@ func (w *World) Host(name string) *Host {
 	return w.hosts[i]
 }
 
-// Load replaces all rules of the firewall in one step; connections that it
-// knows stay known. Rules that nft refuses change nothing and give a *[RulesError];
-// those of a user that cannot be meant for this firewall give a *[MisfitError].
-func (w *World) Load(f Firewall) error { return w.load(context.Background(), f) }
-
-func (w *World) load(ctx context.Context, f Firewall) error {
-	if isDump(f.Text) {
-		return fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load", f.Name)
-	}
-	// Relative includes are looked for beside the file, as nft would if it
-	// were called there. "-I" is for those that do not begin with a dot.
-	dir, source := ".", f.Name
-	if f.Path != "" {
-		dir, source = filepath.Dir(f.Path), f.Path
-	}
-	script := f.script(w.config.Inside.Name, w.config.Outside.Name)
-	_, err := w.Host(firewallName).nft(ctx, dir, script, "-I", ".", "-f", "-")
-	if failed, ok := errors.AsType[*nftError](err); ok {
-		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
-		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		if strings.Contains(message, "Error: Interface does not exist") {
-			message += fmt.Sprintf("\nIn the lab %s is inside and %s outside.", w.config.Inside.Name, w.config.Outside.Name)
-		}
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message)}
-	}
-	if err != nil || f.Path == "" || len(f.Boxes) > 0 {
-		return err
-	}
-	listing, err := w.Host(firewallName).NFT(ctx, nil, "list", "ruleset")
-	if err != nil {
-		return err
-	}
-	if why := misfit(listing, f.Text, w.config.Inside.Name, w.config.Outside.Name); why != "" {
-		return &MisfitError{Firewall: source, Why: why}
-	}
-	return nil
-}
-
 // Counters lists the rules of the firewall with what they have counted.
 func (w *World) Counters() ([]Rule, error) {
 	firewall := w.Host(firewallName)
@@ -170,7 +131,12 @@ func (w *World) Counters() ([]Rule, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return parseRules(list, text)
+	rules, err := parseRules(list, text)
+	if err != nil {
+		return nil, err
+	}
+	place(rules, w.loaded.Dumps)
+	return rules, nil
 }
 
 // Exec runs a program on a host with this process's standard input and
