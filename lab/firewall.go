@@ -48,6 +48,9 @@ func (e *RulesError) Error() string {
 type MisfitError struct {
 	Firewall string // its path
 	Why      string // begins with the line, where there is one
+
+	instead *Wiring // interfaces between which the rules are a firewall without a doubt
+	notes   []string
 }
 
 func (e *MisfitError) Error() string { return fmt.Sprintf("firewall %s:%s", e.Firewall, e.Why) }

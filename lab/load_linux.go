@@ -5,9 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // Load replaces all rules of the firewall; connections that it knows stay known.
@@ -30,14 +31,40 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 	if f.Path == "" || len(f.Boxes) > 0 {
 		return nil
 	}
-	listing, err := w.Host(firewallName).NFT(ctx, nil, "list", "ruleset")
+	return w.fit(ctx, f)
+}
+
+// fit holds a user's rules, which are loaded, against the lab's interfaces.
+func (w *World) fit(ctx context.Context, f Firewall) error {
+	listing, err := w.Host(firewallName).NFT(ctx, nil, "-j", "list", "ruleset")
 	if err != nil {
 		return err
 	}
-	if why := misfit(listing, f.Text, w.config.Inside.Name, w.config.Outside.Name); why != "" {
-		return &MisfitError{Firewall: f.Path, Why: why}
+	var cards []string
+	if len(f.Dumps) == 0 {
+		cards = devices(f.Text)
 	}
+	found, hooks, err := readMentions(listing, cards)
+	if err != nil {
+		return err
+	}
+	if len(hooks) == 0 {
+		return &MisfitError{Firewall: f.Path, Why: " no chain in it has a hook, so every packet would pass; for no firewall at all name \"open\""}
+	}
+	fits := fit(found, w.asked)
+	if fits.why != "" || fits.instead != nil {
+		place := lineWith(f.Text, strings.TrimSuffix(found[0].name, "*"))
+		return &MisfitError{Firewall: f.Path, Why: place + " " + fits.why, instead: fits.instead, notes: fits.notes}
+	}
+	w.note(fits.notes...)
 	return nil
+}
+
+// note keeps what a person has to know of the rules.
+func (w *World) note(notes ...string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.notes = append(w.notes, notes...)
 }
 
 // loadNFT has nft load a file in its own form.
@@ -49,16 +76,65 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		dir, source = filepath.Dir(f.Path), f.Path
 	}
 	script := f.script(w.config.Inside.Name, w.config.Outside.Name)
-	_, err := w.Host(firewallName).nft(ctx, dir, script, "-I", ".", "-f", "-")
-	if failed, ok := errors.AsType[*nftError](err); ok {
+	made := make(map[string]bool)
+	for {
+		_, err := w.Host(firewallName).nft(ctx, dir, script, "-I", ".", "-f", "-")
+		failed, ok := errors.AsType[*nftError](err)
+		if !ok {
+			return err
+		}
+		if more, err := w.furnishLinks(f, failed.message, made); err != nil {
+			return err
+		} else if more {
+			continue
+		}
 		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
 		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		if strings.Contains(message, "Error: Interface does not exist") {
-			message += fmt.Sprintf("\nIn the lab %s is inside and %s outside.", w.config.Inside.Name, w.config.Outside.Name)
-		}
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message)}
+		return &RulesError{Firewall: source, Message: strings.TrimSpace(message) + hint(message)}
 	}
-	return err
+}
+
+// maxLinks bounds the interfaces that are made for rules to load.
+const maxLinks = 64
+
+// furnishLinks makes the interfaces that nft looked for in vain, with nothing
+// behind them: rules know interfaces by number as well, and these must be there.
+// It tells whether it made one.
+func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool) (more bool, err error) {
+	if f.Path == "" {
+		return false, nil
+	}
+	for _, name := range lackingLinks(complaint, f.Text) {
+		if made[name] || len(made) == maxLinks || checkName(name) != nil {
+			continue
+		}
+		made[name] = true
+		switch err := w.addLink(name, len(made)); {
+		case errors.Is(err, unix.EEXIST):
+		case err != nil:
+			return false, fmt.Errorf("interface %s for the rules of %s: %w", name, f.Path, err)
+		default:
+			more = true
+		}
+	}
+	return more, nil
+}
+
+// addLink adds an interface to the firewall that leads nowhere.
+func (w *World) addLink(name string, number int) error {
+	return w.wires.do(func() error {
+		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = fmt.Sprintf("nowhere%d", number)
+		return nl.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: name, PeerTxQLen: -1,
+			PeerNamespace: netlink.NsFd(w.Host(firewallName).ns.file.Fd()),
+		})
+	})
 }
 
 // loadDumps has each dump loaded by the program that it is meant for, over
@@ -84,34 +160,4 @@ func (w *World) loadDumps(ctx context.Context, f Firewall) error {
 		}
 	}
 	return nil
-}
-
-var (
-	complaint = regexp.MustCompile(`^\S+ v[\d.]+( \(nf_tables\))?: *|^\S+-restore: *`)
-	faultLine = regexp.MustCompile(`(?:at line: |^line |in line |at line )(\d+)(?::? *(.*))?`)
-	noSet     = regexp.MustCompile(`Set (\S+) doesn't exist`)
-)
-
-// explainDump puts what iptables-restore or ipset said after the line that it
-// speaks of: "rules.v4:7: Set blocked doesn't exist.", and the line below.
-func explainDump(d Dump, message string) string {
-	at, said := 0, []string{}
-	for line := range strings.Lines(message) {
-		line = strings.TrimSpace(complaint.ReplaceAllString(strings.TrimSpace(line), ""))
-		if m := faultLine.FindStringSubmatch(line); m != nil {
-			at, _ = strconv.Atoi(m[1])
-			line = m[2]
-		}
-		if line != "" && !strings.HasPrefix(line, "Try `") {
-			said = append(said, line)
-		}
-	}
-	out := d.Path + ": " + strings.Join(said, "\n")
-	if at > 0 {
-		out = fmt.Sprintf("%s:%d: %s\n\t%s", d.Path, at, strings.Join(said, "\n"), lineOf(d.Text, at))
-	}
-	if noSet.MatchString(message) {
-		out += fmt.Sprintf("\nSave the sets with: ipset save > ipsets; then join both with a plus sign: --firewall ipsets+%s", d.Path)
-	}
-	return out
 }

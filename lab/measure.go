@@ -142,7 +142,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	}
 	var lacking []*client.Result
 	for _, r := range results {
-		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: w.notes, Rules: counted(before, after)}
 		if t.lacks(r) {
 			lacking = append(lacking, r)
 		}

@@ -18,12 +18,14 @@ import (
 // A World is the lab's network as long as it stands.
 type World struct {
 	config    Config
+	asked     Wiring // before anything was filled in
 	hosts     []*Host
 	wires     *namespace // holds the switches of the LAN and the WAN
 	resolvers resolvers
 
 	mu        sync.Mutex
 	loaded    Firewall
+	notes     []string // on its rules
 	closed    bool
 	processes map[*Process]bool
 }
@@ -35,12 +37,24 @@ func Build(ctx context.Context, c Config) (*World, error) {
 	if !entered.Load() {
 		return nil, errors.New("build lab: this program has not entered the lab's namespaces")
 	}
+	w, err := stand(ctx, c)
+	if m, ok := errors.AsType[*MisfitError](err); ok && m.instead != nil {
+		c.Wiring = *m.instead
+		if w, err = stand(ctx, c); err == nil {
+			w.note(m.notes...)
+		}
+	}
+	return w, err
+}
+
+// stand makes a world between the interfaces of the Config and no others.
+func stand(ctx context.Context, c Config) (*World, error) {
 	sites, err := plan(c)
 	if err != nil {
 		return nil, fmt.Errorf("build lab: %w", err)
 	}
-	c.Wiring = c.Wiring.withDefaults()
-	w := &World{config: c, processes: map[*Process]bool{}}
+	w := &World{config: c, asked: c.Wiring, processes: map[*Process]bool{}}
+	w.config.Wiring = c.Wiring.withDefaults()
 	if err := w.build(ctx, sites); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
