@@ -2,6 +2,7 @@ package lab
 
 import (
 	"fmt"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -95,11 +96,34 @@ func resolved(list, text string, depth int) []string {
 	return out
 }
 
+var includes = regexp.MustCompile(`(?m)^\s*include\s+"([^"]*)"`)
+
+// emptyIncludes are the patterns of files to include that no file here has; nft
+// says nothing of these. dir is where the rules are.
+func emptyIncludes(text []byte, dir string) (patterns []string) {
+	for _, m := range includes.FindAllSubmatch(text, -1) {
+		pattern := string(m[1])
+		if !strings.ContainsAny(pattern, "*?[") {
+			continue // nft speaks up itself
+		}
+		at := pattern
+		if !filepath.IsAbs(at) {
+			at = filepath.Join(dir, at)
+		}
+		if files, err := filepath.Glob(at); err == nil && len(files) == 0 {
+			patterns = append(patterns, pattern)
+		}
+	}
+	return patterns
+}
+
 // hint is what to do about a complaint of nft, where nft does not say it.
 func hint(complaint string) string {
 	switch {
+	case strings.Contains(complaint, "Could not open file") || strings.Contains(complaint, "File not found"):
+		return "\nWhat is included is looked for here, beside the file unless its path begins with a slash: copy it there too, or test the output of: nft list ruleset"
 	case strings.Contains(complaint, "flowtable ") && noDevice.MatchString(complaint):
-		return "\nThe kernel here has no flow tables (nf_flow_table). They change speed and no verdict: leave out the flow table and the rules with \"flow add\"."
+		return "\nThe kernel here has no flow tables (nf_flow_table). They change speed and no verdict: leave out the flow table and the rules that add flows to it."
 	case strings.Contains(complaint, "xt match") || strings.Contains(complaint, "xt target"):
 		return "\nThese rules were made by iptables; save them with iptables-save and ip6tables-save."
 	}

@@ -47,7 +47,7 @@ func fit(found []mention, asked Wiring) fitting {
 			instead.Outside.Name = g.outside
 		}
 		full := instead.withDefaults()
-		return fitting{instead: &instead, notes: []string{fmt.Sprintf("as the rules speak of interfaces, %s is inside and %s outside; --inside and --outside say otherwise", full.Inside.Name, full.Outside.Name)}}
+		return fitting{instead: &instead, notes: []string{fmt.Sprintf("%s is taken for the inside and %s for the outside, as the rules have them; --inside and --outside say otherwise", full.Inside.Name, full.Outside.Name)}}
 	}
 	return fitting{why: fmt.Sprintf("there is no interface %s here; in the lab %s is inside and %s outside; say which it is with %s",
 		names(strange), w.Inside.Name, w.Outside.Name, g.flags())}

@@ -28,6 +28,11 @@ func (*World) Host(string) *Host { return nil }
 // Counters always fails.
 func (*World) Counters() ([]Rule, error) { return nil, errNotLinux }
 
+// Notes are none.
+func (*World) Notes() []string { return nil }
+
+func (*World) trouble(bool) []string { return nil }
+
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }
 
