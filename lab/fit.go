@@ -144,7 +144,9 @@ func guess(strange []mention, asked Wiring, insideSet, outsideSet bool) wiringGu
 		return wiringGuess{inside: example(left[0].name), either: true}
 	}
 	if !outsideSet {
-		g.outside, left = example(left[0].name), left[1:]
+		i := max(0, slices.IndexFunc(left, func(m mention) bool { return m.out }))
+		g.outside = example(left[i].name)
+		left = slices.Delete(left, i, i+1)
 	}
 	if !insideSet && len(left) > 0 {
 		g.inside = example(left[0].name)

@@ -102,9 +102,8 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		} else if more {
 			continue
 		}
-		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
-		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message) + hint(message)}
+		message := asInFile(failed.message, source)
+		return &RulesError{Firewall: source, Message: message + hint(message)}
 	}
 }
 

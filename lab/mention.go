@@ -12,6 +12,7 @@ type mention struct {
 	name   string // may end in a star, as nft writes a beginning
 	masked bool   // those who leave by it get its address: it leads outside
 	behind bool   // and those who leave by all but it: it leads inside
+	out    bool   // something is said of packets that leave by it
 	routed bool   // it is spoken of where routed packets pass, and not only those of bridges and cards
 }
 
@@ -95,7 +96,8 @@ func (r *mentionReader) add(m mention) {
 		return
 	}
 	o := &r.found[i]
-	o.masked, o.behind, o.routed = o.masked || m.masked, o.behind || m.behind, o.routed || m.routed
+	o.masked, o.behind = o.masked || m.masked, o.behind || m.behind
+	o.out, o.routed = o.out || m.out, o.routed || m.routed
 }
 
 // rule finds the interfaces in one rule.
@@ -107,7 +109,8 @@ func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 			for _, c := range compared(m["left"]) {
 				out := strings.HasPrefix(c.key, "oif")
 				for _, name := range r.values(at, m["right"], c.place) {
-					r.add(mention{name, out && masks && m["op"] != "!=", out && masks && m["op"] == "!=", routed})
+					is := m["op"] != "!="
+					r.add(mention{name: name, masked: out && masks && is, behind: out && masks && !is, out: out && is, routed: routed})
 				}
 			}
 		}
