@@ -55,7 +55,7 @@ func fit(found []mention, asked Wiring) fitting {
 
 // elsewhere tells of interfaces that the lab does not have.
 func elsewhere(strange []mention) string {
-	return fmt.Sprintf("the rules speak of %s too: here nothing comes from there, and nothing goes there", names(strange))
+	return fmt.Sprintf("the rules speak of %s too, which lead nowhere here", names(strange))
 }
 
 // names lists the first few of many.
