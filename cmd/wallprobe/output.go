@@ -163,6 +163,11 @@ func (o *output) finish() error {
 			return err
 		}
 	}
+	return o.saveResults()
+}
+
+// saveResults saves what finish saves.
+func (o *output) saveResults() error {
 	if o.jsonName == "" {
 		return nil
 	}
