@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -37,8 +38,8 @@ func watched(c *cli.Context, list []*scenarios.Scenario, cfg client.Config, out 
 	if every < shortestWatch {
 		return usage("--watch %v: at least %v", every, shortestWatch)
 	}
-	if out.jsonName == "-" {
-		return usage("--json - does not go with --watch, which prints its rounds: name a file, it then holds the last round")
+	if i := slices.IndexFunc(out.files, target.standard); i >= 0 {
+		return usage("--%s - does not go with --watch, which prints its rounds: name a file, it then holds the last round", out.files[i].flag)
 	}
 	w := &watcher{c: c, list: list, cfg: cfg, out: out, before: make(map[string]*client.Result)}
 	m := monitor.Monitor{Interval: every, Measure: w.measure, Tell: w.tell}

@@ -22,11 +22,10 @@ import (
 
 // outputFlags are those of every command that measures.
 func outputFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "json", Usage: "write the result as JSON to `FILE`, - for standard output"},
+	return append(formatFlags(),
 		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
 		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
-	}
+	)
 }
 
 func runCommand() *cli.Command {
@@ -79,7 +78,7 @@ func runAction(c *cli.Context) error {
 	if _, err := rolesFor(list, cfg.Role, true); err != nil {
 		return err
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, list)
 	if err != nil {
 		return err
 	}

@@ -98,12 +98,14 @@ func setUp(env *testscript.Env) error {
 		env.Setenv(fmt.Sprintf("ADDR%d", i), fmt.Sprintf("127.0.%d.%d", n, i))
 	}
 	env.Setenv("HOME", env.WorkDir)
-	own, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", "own.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(env.WorkDir, "own.yaml"), own, 0o644); err != nil {
-		return err
+	for _, name := range []string{"own.yaml", "branch.yaml"} {
+		b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
+			return err
+		}
 	}
 	program, err := exec.LookPath("wallprobe")
 	if err != nil {
