@@ -48,7 +48,7 @@ func TestCompletionOffersWhatMayComeNext(t *testing.T) {
 		words string // with spaces between; the last may be empty
 		want  []string
 	}{
-		{"re", []string{"reflector"}},
+		{"re", []string{"reflector", "report"}},
 		{"run ", scenarios.Names()},
 		{"run chrome-remote-desktop sc", []string{"screenconnect"}},
 		{"run --as ", []string{"host", "client", "agent", "technician", "server", "web-server", "machine", "office", "server-365", "client-365"}},
