@@ -23,6 +23,8 @@ type World struct {
 	resolvers resolvers
 
 	mu        sync.Mutex
+	loaded    Firewall
+	source    *source // where its rules stand, nil until that is asked
 	closed    bool
 	processes map[*Process]bool
 }
@@ -125,8 +127,14 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 		}
 		return &RulesError{Firewall: source, Message: strings.TrimSpace(message)}
 	}
-	if err != nil || f.Path == "" || len(f.Boxes) > 0 {
+	if err != nil {
 		return err
+	}
+	w.mu.Lock()
+	w.loaded, w.source = f, nil
+	w.mu.Unlock()
+	if f.Path == "" || len(f.Boxes) > 0 {
+		return nil
 	}
 	listing, err := w.Host(firewallName).NFT(ctx, nil, "list", "ruleset")
 	if err != nil {
@@ -140,6 +148,16 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 
 // Counters lists the rules of the firewall with what they have counted.
 func (w *World) Counters() ([]Rule, error) {
+	set, err := w.ruleset()
+	if err != nil {
+		return nil, err
+	}
+	return set.rules, nil
+}
+
+// ruleset lists the rules and chains of the firewall, with their places in its
+// file.
+func (w *World) ruleset() (*ruleset, error) {
 	firewall := w.Host(firewallName)
 	var list, text []byte
 	var g errgroup.Group
@@ -154,7 +172,17 @@ func (w *World) Counters() ([]Rule, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return parseRules(list, text)
+	set, err := parseRules(list, text)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.source == nil {
+		w.source = readSource(w.loaded)
+	}
+	set.locate(w.source)
+	return set, nil
 }
 
 // Exec runs a program on a host with this process's standard input and
