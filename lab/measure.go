@@ -28,6 +28,7 @@ import (
 // A Measurement runs the real reflector and the real client on the two sides
 // of a world's firewall.
 type Measurement struct {
+	Wiring    Wiring // of the world to build for it
 	Scenarios []*scenarios.Scenario
 	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
 	IPv6      bool
@@ -66,14 +67,6 @@ func ConfigFor(list []*scenarios.Scenario) Config {
 			}
 			for _, n := range p.Names {
 				c.Names[n] = nil
-			}
-		}
-	}
-	sites, _ := plan(c) // Build tells what is wrong with it
-	for _, site := range sites {
-		if site.Name == serverName {
-			for n := range c.Names {
-				c.Names[n] = []netip.Addr{site.V4, site.V6}
 			}
 		}
 	}
@@ -150,7 +143,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	}
 	var lacking []*client.Result
 	for _, r := range results {
-		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: w.notes, Rules: counted(before, after)}
 		if t.lacks(r) {
 			lacking = append(lacking, r)
 		}

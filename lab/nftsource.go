@@ -1,14 +1,15 @@
 package lab
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 )
 
-// A place is a line of a file of rules.
-type place struct {
+// A position is a line of a file of rules.
+type position struct {
 	File string
 	Line int // from 1
 }
@@ -18,7 +19,7 @@ type chainID [3]string
 
 // A statement is a rule as it is written.
 type statement struct {
-	place
+	position
 	words []string
 }
 
@@ -27,7 +28,7 @@ type statement struct {
 // there are as many of both; nothing else of nft's language is understood.
 type source struct {
 	rules    map[chainID][]statement
-	policies map[chainID]place
+	policies map[chainID]position
 	unsure   map[chainID]bool // changed by commands that go by nft's own numbers
 	lost     bool             // files are missing, or there are too many of them
 }
@@ -87,7 +88,7 @@ func included(dir, pattern string) []textFile {
 func scanSource(name string, text []byte, include func(pattern string) []textFile) *source {
 	s := &sourceScanner{
 		include: include,
-		out:     &source{rules: map[chainID][]statement{}, policies: map[chainID]place{}, unsure: map[chainID]bool{}},
+		out:     &source{rules: map[chainID][]statement{}, policies: map[chainID]position{}, unsure: map[chainID]bool{}},
 	}
 	s.files = []*nftLexer{{file: name, text: text, line: 1}}
 	for s.peek().kind != tokenEnd {
@@ -98,23 +99,44 @@ func scanSource(name string, text []byte, include func(pattern string) []textFil
 
 // statement is the n-th rule of a chain, from 1, which must have as many rules
 // as nft lists, and do what nft says it does.
-func (s *source) statement(id chainID, n, listed int, verdict string) (place, bool) {
+func (s *source) statement(id chainID, n, listed int, verdict string) (position, bool) {
 	rules := s.rules[id]
 	if s.lost || s.unsure[id] || len(rules) != listed || n < 1 || n > listed {
-		return place{}, false
+		return position{}, false
 	}
 	r := rules[n-1]
 	says := func(w string) bool { return w == verdict || strings.HasPrefix(w, "$") }
 	if verdict != "" && !slices.ContainsFunc(r.words, says) {
-		return place{}, false
+		return position{}, false
 	}
-	return r.place, true
+	return r.position, true
 }
 
 // policy is where the policy of a chain is set.
-func (s *source) policy(id chainID) (place, bool) {
+func (s *source) policy(id chainID) (position, bool) {
 	p, ok := s.policies[id]
 	return p, ok && !s.lost && !s.unsure[id]
+}
+
+// placePolicies says where dumps set the policies of chains: in ":FORWARD DROP".
+func placePolicies(chains []Chain, dumps []Dump) {
+	for _, d := range dumps {
+		table, n := "", 0
+		for line := range bytes.Lines(d.Text) {
+			n++
+			words := strings.Fields(string(line))
+			switch {
+			case len(words) == 1 && words[0][0] == '*':
+				table = words[0][1:]
+			case len(words) > 1 && words[0][0] == ':':
+				for i := range chains {
+					if c := &chains[i]; c.Family == d.family() && c.Table == table && c.Name == words[0][1:] {
+						c.File, c.Line = d.Path, n
+					}
+				}
+			}
+		}
+	}
 }
 
 // The kinds of tokens. Whatever is not one of the others is a word.
@@ -130,7 +152,7 @@ const (
 type nftToken struct {
 	kind byte
 	text string // without quotes
-	place
+	position
 }
 
 // An nftLexer splits one file into tokens.
@@ -143,7 +165,7 @@ type nftLexer struct {
 
 func (l *nftLexer) next() nftToken {
 	l.skipBlanks()
-	t := nftToken{place: place{l.file, l.line}}
+	t := nftToken{position: position{l.file, l.line}}
 	if l.at >= len(l.text) {
 		return t
 	}
@@ -381,11 +403,11 @@ func (s *sourceScanner) object(verb string) {
 		}
 	case "rule":
 		s.take()
-		s.rule(verb, t.place)
+		s.rule(verb, t.position)
 		return
 	case "set", "map", "element", "counter", "quota", "limit", "flowtable", "ct", "meter", "secmark", "synproxy", "tables", "chains":
 	default:
-		s.rule(verb, t.place)
+		s.rule(verb, t.position)
 		return
 	}
 	s.rest()
@@ -412,7 +434,7 @@ func covers(what, id chainID) bool {
 }
 
 // rule reads a rule that names its chain. A position is a number of nft's own.
-func (s *sourceScanner) rule(verb string, at place) {
+func (s *sourceScanner) rule(verb string, at position) {
 	id := s.chainName()
 	words := s.rest()
 	positioned := len(words) > 0 && slices.Contains([]string{"position", "handle", "index"}, words[0])
@@ -460,7 +482,7 @@ func (s *sourceScanner) chain(id chainID) {
 		switch t := s.peek(); t.text {
 		case "policy":
 			s.rest()
-			s.out.policies[id] = t.place
+			s.out.policies[id] = t.position
 		case "type", "flags", "device", "devices", "comment":
 			s.rest()
 		default:
@@ -468,7 +490,7 @@ func (s *sourceScanner) chain(id chainID) {
 				s.take()
 				s.out.unsure[id] = true
 			}
-			s.out.rules[id] = append(s.out.rules[id], statement{t.place, s.rest()})
+			s.out.rules[id] = append(s.out.rules[id], statement{t.position, s.rest()})
 		}
 	}
 }

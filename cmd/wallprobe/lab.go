@@ -38,7 +38,7 @@ func labCommand() *cli.Command {
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
-		}, append(longFlags(), outputFlags()...)...),
+		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
 		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
 	}
@@ -99,6 +99,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	if err := checkTimeout(m.Timeout); err != nil {
+		return err
+	}
+	if m.Wiring, err = firewallConfig(c); err != nil {
 		return err
 	}
 	l, err := longConfig(c)
@@ -312,7 +315,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 // inWorld does something in the world that a measurement asks for.
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
-	cfg.Firewall = f
+	cfg.Firewall, cfg.Wiring = f, m.Wiring
 	w, err := lab.Build(ctx, cfg)
 	if err != nil {
 		return labError(err)
@@ -348,11 +351,11 @@ func execCommand() *cli.Command {
 		Description: "Hosts: host and lan2 (inside), firewall, server and other (outside). A reflector with\n" +
 			"every documented port runs on server unless --bare is given. Example:\n" +
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
 			&cli.StringFlag{Name: "firewall", Value: "open", Usage: "`NAME|FILE` of the rules"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
-		},
+		}, firewallFlags()...),
 		Action: execAction,
 	}
 }
@@ -365,6 +368,10 @@ func execAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wiring, err := firewallConfig(c)
+	if err != nil {
+		return err
+	}
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -373,7 +380,7 @@ func execAction(c *cli.Context) error {
 		return err
 	}
 	cfg := lab.ConfigFor(list)
-	cfg.Firewall, cfg.Hosts = firewalls[0], []string{"lan2", "other"}
+	cfg.Firewall, cfg.Wiring, cfg.Hosts = firewalls[0], wiring, []string{"lan2", "other"}
 	w, err := lab.Build(c.Context, cfg)
 	if err != nil {
 		return labError(err)
