@@ -116,7 +116,7 @@ func labAction(c *cli.Context) error {
 			m.Client = append(m.Client, "--"+name, c.String(name))
 		}
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, list)
 	if err != nil {
 		return err
 	}
@@ -136,22 +136,12 @@ func labAction(c *cli.Context) error {
 	for _, r := range results {
 		out.add(r)
 	}
-	matrix := !c.Args().Present() || len(firewalls) > 1
-	if matrix && out.jsonName != "-" {
-		out.line.Clear()
-		if werr := report.Matrix(c.App.Writer, results, out.text); werr != nil {
-			return werr
-		}
-		if out.jsonName != "" {
-			err = errors.Join(err, out.save(results))
-		}
-	} else {
-		err = errors.Join(err, out.finish())
-	}
+	out.matrix = !c.Args().Present() || len(firewalls) > 1
+	err = errors.Join(err, out.finish())
 	if err != nil {
 		return err
 	}
-	if matrix {
+	if out.matrix {
 		return complete(results)
 	}
 	return verdictStatus(results)

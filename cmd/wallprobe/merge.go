@@ -1,7 +1,9 @@
 package main
 
 import (
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
@@ -40,7 +42,7 @@ func merge(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, slices.Collect(maps.Values(known)))
 	if err != nil {
 		return err
 	}
