@@ -40,7 +40,7 @@ func labCommand() *cli.Command {
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
+		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand()},
 	}
 }
 
