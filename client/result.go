@@ -84,14 +84,26 @@ type Firewall struct {
 	Rules []Rule `json:"rules,omitempty"`
 }
 
-// Rule is one rule that counted packets during the run.
+// Rule is one rule of the firewall.
 type Rule struct {
+	Family  string `json:"family,omitempty"` // "inet", "ip", "ip6", …
+	Table   string `json:"table,omitempty"`
 	Chain   string `json:"chain"`
-	Index   int    `json:"index"` // of the rule in its chain, from 1
+	Index   int    `json:"index"`          // of the rule in its chain, from 1; 0 is the chain's policy
+	File    string `json:"file,omitempty"` // where it stands in the user's rules; empty when that is not certain
+	Line    int    `json:"line,omitempty"` // in File, from 1
 	Text    string `json:"text"`
 	Verdict string `json:"verdict,omitempty"` // "drop", "reject", "accept"
-	Packets uint64 `json:"packets"`
+	Packets uint64 `json:"packets"`           // that it counted during the run
 	Bytes   uint64 `json:"bytes"`
+}
+
+// A Decision is the rule by which packets like those of a finding go on or go
+// no further, as a packet sent afterwards met it.
+type Decision struct {
+	Ports scenarios.PortSet `json:"ports,omitempty"` // for which it decides, where others decide for the rest
+	Back  bool              `json:"back,omitempty"`  // the answers, not the requests
+	Rule
 }
 
 // A Finding is the verdict on one path and transport, with both ends' evidence.
@@ -114,8 +126,9 @@ type Finding struct {
 	Share      *float64            `json:"share,omitempty"` // of a range that passes, 0 to 1
 	MaxLoss    float64             `json:"maxLoss,omitempty"`
 	Parts      []Part              `json:"parts,omitempty"`
-	Passage    []Passage           `json:"passage,omitempty"` // header fields as they were sent and as they arrived
-	Note       string              `json:"note,omitempty"`    // what this measurement cannot show
+	DecidedBy  []Decision          `json:"decidedBy,omitempty"` // behind the lab's firewall; those of parts stand there
+	Passage    []Passage           `json:"passage,omitempty"`   // header fields as they were sent and as they arrived
+	Note       string              `json:"note,omitempty"`      // what this measurement cannot show
 	Evidence   Evidence            `json:"evidence"`
 }
 
@@ -128,11 +141,12 @@ type Attempts struct {
 
 // A Part is a run of ports, or one destination of several, that fared alike.
 type Part struct {
-	Ports    scenarios.PortSet `json:"ports"`
-	Target   string            `json:"target,omitempty"` // name or address, where a path has several
-	Verdict  Verdict           `json:"verdict"`
-	Why      string            `json:"why,omitempty"`
-	Attempts *Attempts         `json:"attempts,omitempty"`
+	Ports     scenarios.PortSet `json:"ports"`
+	Target    string            `json:"target,omitempty"` // name or address, where a path has several
+	Verdict   Verdict           `json:"verdict"`
+	Why       string            `json:"why,omitempty"`
+	Attempts  *Attempts         `json:"attempts,omitempty"`
+	DecidedBy []Decision        `json:"decidedBy,omitempty"`
 }
 
 // Evidence is what the near end saw. The far end's is in Result.Ledger.

@@ -28,6 +28,7 @@ import (
 // A Measurement runs the real reflector and the real client on the two sides
 // of a world's firewall.
 type Measurement struct {
+	Wiring    Wiring // of the world to build for it
 	Scenarios []*scenarios.Scenario
 	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
 	IPv6      bool
@@ -65,14 +66,6 @@ func ConfigFor(list []*scenarios.Scenario) Config {
 			}
 			for _, n := range p.Names {
 				c.Names[n] = nil
-			}
-		}
-	}
-	sites, _ := plan(c) // Build tells what is wrong with it
-	for _, site := range sites {
-		if site.Name == serverName {
-			for n := range c.Names {
-				c.Names[n] = []netip.Addr{site.V4, site.V6}
 			}
 		}
 	}

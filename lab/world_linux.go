@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +40,8 @@ func Build(ctx context.Context, c Config) (*World, error) {
 	if err != nil {
 		return nil, fmt.Errorf("build lab: %w", err)
 	}
-	w := &World{config: c.withDefaults(), processes: map[*Process]bool{}}
+	c.Wiring = c.Wiring.withDefaults()
+	w := &World{config: c, processes: map[*Process]bool{}}
 	if err := w.build(ctx, sites); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -68,7 +71,7 @@ func (w *World) build(ctx context.Context, sites []site) error {
 		if err := w.settle(ports); err != nil {
 			return fmt.Errorf("build lab: %w", err)
 		}
-		return w.resolvers.start(w.hosts, w.config.Names)
+		return w.resolvers.start(w.hosts, w.names())
 	})
 	return g.Wait()
 }
@@ -89,6 +92,19 @@ func (w *World) makeNamespaces(sites []site) error {
 	}
 	w.wires = namespaces[len(sites)]
 	return err
+}
+
+// names are those that the lab's resolvers know: names without addresses are
+// the server's.
+func (w *World) names() map[string][]netip.Addr {
+	names := maps.Clone(w.config.Names)
+	v4, v6 := w.Host(serverName).Addrs()
+	for n, addrs := range names {
+		if len(addrs) == 0 {
+			names[n] = []netip.Addr{v4, v6}
+		}
+	}
+	return names
 }
 
 // Host finds a host by name; it is nil if the world has no such host.

@@ -320,7 +320,7 @@ func (p *pageResult) addRows(r *client.Result, s *scenarios.Scenario, d depth) [
 		}
 		ids[i] = fmt.Sprintf("%s-%d", p.ID, i+1)
 		row := pageRow{
-			ID: ids[i], Path: reference(f, r.Findings), Title: f.Title, Where: where(f), Verdict: string(f.Verdict), Class: classOf(f.Verdict),
+			ID: ids[i], Path: reference(f, r.Findings), Title: f.Title, Where: Where(f), Verdict: string(f.Verdict), Class: classOf(f.Verdict),
 			Need: needs[f.Need], Near: nearEnd(f, r), Far: farEnd(f, r), Why: why(f),
 		}
 		if !passes || d.passing {

@@ -53,7 +53,7 @@ func (p *pageResult) draw(r *client.Result, s *scenarios.Scenario, rows []string
 		case scenarios.LAN, scenarios.Loop:
 			to = inside
 		}
-		to.Lanes = append(to.Lanes, lane{rows[i], reference(f, r.Findings), f.Title, where(f), string(f.Verdict), classOf(f.Verdict), "t-" + string(f.Verdict) + "-" + dir})
+		to.Lanes = append(to.Lanes, lane{rows[i], reference(f, r.Findings), f.Title, Where(f), string(f.Verdict), classOf(f.Verdict), "t-" + string(f.Verdict) + "-" + dir})
 	}
 	for _, pic := range []*picture{out, in, inside} {
 		if len(pic.Lanes) > 0 {

@@ -103,7 +103,7 @@ func suite(r *client.Result, families bool) (junitSuite, error) {
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		name := join(" ", join("/", f.Path, string(f.Transport)), f.Title)
-		add(name, ofPath(f), string(f.Verdict), join(": ", join(" ", f.Path, where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
+		add(name, ofPath(f), string(f.Verdict), join(": ", join(" ", f.Path, Where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
 	}
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]

@@ -140,7 +140,7 @@ func pathCells(f *client.Finding, r *client.Result) []string {
 	if len(f.Parts) > 0 {
 		why = join("; ", shorten(clean(f.Sentence()), 200), why)
 	}
-	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(where(f)), marks[ofPath(f)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
+	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
 }
 
 // everyPath is every outcome with its ways, and every path.

@@ -65,6 +65,9 @@ type target struct {
 	name string
 }
 
+// standard tells whether the target is standard output.
+func (t target) standard() bool { return t.name == stdoutName }
+
 // stdoutName is what stands for standard output.
 const stdoutName = "-"
 
@@ -206,7 +209,7 @@ func (o *output) saveUnfinished(res client.Result) {
 // nil where there is none.
 func (o *output) lasting() *target {
 	for i := range o.files {
-		if o.files[i].flag == jsonFlag && o.files[i].name != stdoutName {
+		if o.files[i].flag == jsonFlag && !o.files[i].standard() {
 			return &o.files[i]
 		}
 	}
@@ -229,17 +232,22 @@ func (o *output) add(r *client.Result) {
 // finish writes everything: files first, lest a pipe that broke keeps them away.
 func (o *output) finish() error {
 	o.line.Clear()
-	var errs []error
-	print := o.print
-	for i := range o.files {
-		t := &o.files[i]
-		if t.name == stdoutName {
-			print = func() error { return t.write(o.stdout, o.results, o.known) }
-			continue
-		}
-		errs = append(errs, o.save(t, o.results))
+	err := o.saveResults()
+	if i := slices.IndexFunc(o.files, target.standard); i >= 0 {
+		return errors.Join(err, o.files[i].write(o.stdout, o.results, o.known))
 	}
-	return errors.Join(append(errs, print())...)
+	return errors.Join(err, o.print())
+}
+
+// saveResults writes every file.
+func (o *output) saveResults() error {
+	var errs []error
+	for i := range o.files {
+		if t := &o.files[i]; !t.standard() {
+			errs = append(errs, o.save(t, o.results))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // print writes the text for a person.
