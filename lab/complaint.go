@@ -172,9 +172,9 @@ func asInFile(complaint, source string) string {
 }
 
 var (
-	families = `((?:inet|ip|ip6|arp|bridge|netdev)\s+)?`
-	removal  = regexp.MustCompile(`^\s*(?:delete|destroy|flush)\s+table\s+` + families + `([\w./-]+)\s*;?\s*(?:#.*)?$`)
-	making   = regexp.MustCompile(`^\s*(?:add\s+|create\s+)?table\s+` + families + `([\w./-]+)`)
+	ofFamily = `((?:inet|ip|ip6|arp|bridge|netdev)\s+)?`
+	removal  = regexp.MustCompile(`^\s*(?:delete|destroy|flush)\s+table\s+` + ofFamily + `([\w./-]+)\s*;?\s*(?:#.*)?$`)
+	making   = regexp.MustCompile(`^\s*(?:add\s+|create\s+)?table\s+` + ofFamily + `([\w./-]+)`)
 )
 
 // withoutRemovals leaves out what removes tables that the file has not made yet:

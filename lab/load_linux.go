@@ -27,7 +27,7 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 		return err
 	}
 	w.mu.Lock()
-	w.loaded, w.notes = f, nil
+	w.loaded, w.source, w.notes = f, nil, nil
 	w.mu.Unlock()
 	if f.Path == "" || len(f.Boxes) > 0 {
 		return nil

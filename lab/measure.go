@@ -37,6 +37,7 @@ type Measurement struct {
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
+	Explain   bool                                      // adds to findings which rules decided them
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -148,15 +149,17 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) == 0 {
-		return results, nil
+	if len(lacking) > 0 || m.Explain {
+		journals := t.stop()
+		var joining sync.WaitGroup
+		for _, r := range lacking {
+			joining.Go(func() { t.join(r, journals) })
+		}
+		joining.Wait()
 	}
-	journals := t.stop()
-	var joining sync.WaitGroup
-	for _, r := range lacking {
-		joining.Go(func() { t.join(r, journals) })
+	if m.Explain {
+		return results, w.Explain(ctx, results)
 	}
-	joining.Wait()
 	return results, nil
 }
 
@@ -407,8 +410,9 @@ func counted(before, after []Rule) []client.Rule {
 		if r.Packets == b.Packets {
 			continue
 		}
-		out = append(out, client.Rule{Family: r.Family, Table: r.Table, Chain: r.Chain, Index: r.Index, File: r.File, Line: r.Line, Text: r.Text, Verdict: r.Verdict,
-			Packets: r.Packets - b.Packets, Bytes: r.Bytes - b.Bytes})
+		c := r.forClient()
+		c.Packets, c.Bytes = r.Packets-b.Packets, r.Bytes-b.Bytes
+		out = append(out, c)
 	}
 	return out
 }

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"time"
+
+	"github.com/wallprobe/wallprobe/client"
 )
 
 var errNotLinux = errors.New("the lab needs Linux")
@@ -32,6 +34,9 @@ func (*World) Counters() ([]Rule, error) { return nil, errNotLinux }
 func (*World) Notes() []string { return nil }
 
 func (*World) trouble(bool) []string { return nil }
+
+// Explain always fails.
+func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }

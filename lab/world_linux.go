@@ -25,6 +25,7 @@ type World struct {
 
 	mu        sync.Mutex
 	loaded    Firewall
+	source    *source  // where its rules stand, nil until that is asked
 	notes     []string // on its rules
 	closed    bool
 	processes map[*Process]bool
@@ -131,6 +132,16 @@ func (w *World) Host(name string) *Host {
 
 // Counters lists the rules of the firewall with what they have counted.
 func (w *World) Counters() ([]Rule, error) {
+	set, err := w.ruleset()
+	if err != nil {
+		return nil, err
+	}
+	return set.rules, nil
+}
+
+// ruleset lists the rules and chains of the firewall, with their places in its
+// file.
+func (w *World) ruleset() (*ruleset, error) {
 	firewall := w.Host(firewallName)
 	var list, text []byte
 	var g errgroup.Group
@@ -145,12 +156,22 @@ func (w *World) Counters() ([]Rule, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	rules, err := parseRules(list, text)
+	set, err := parseRules(list, text)
 	if err != nil {
 		return nil, err
 	}
-	place(rules, w.loaded.Dumps)
-	return rules, nil
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.loaded.Dumps) > 0 {
+		place(set.rules, w.loaded.Dumps)
+		placePolicies(set.chains, w.loaded.Dumps)
+		return set, nil
+	}
+	if w.source == nil {
+		w.source = readSource(w.loaded)
+	}
+	set.locate(w.source)
+	return set, nil
 }
 
 // Exec runs a program on a host with this process's standard input and

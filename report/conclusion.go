@@ -233,6 +233,10 @@ func summary(r *client.Result) []string {
 	return append(out, took(r.Seconds))
 }
 
+// Brief says in one line what Text says in its last ones: how many paths have
+// which verdict, how many outcomes work, and how long it took.
+func Brief(r *client.Result) string { return strings.Join(summary(r), " ") }
+
 // took writes seconds, and milliseconds where they are few.
 func took(seconds float64) string {
 	if seconds < 0.095 {
