@@ -33,6 +33,9 @@ func fit(found []mention, asked Wiring) fitting {
 	if insideSet && outsideSet && (spoken(w.Inside) || spoken(w.Outside)) {
 		return fitting{notes: []string{elsewhere(strange)}}
 	}
+	if insideSet && outsideSet {
+		return fitting{why: fmt.Sprintf("there is no interface %s here; you say that %s is inside and %s outside, of which the rules do not speak", names(strange), w.Inside.Name, w.Outside.Name)}
+	}
 	g := guess(strange, asked, insideSet, outsideSet)
 	own := asked.Inside.Name == "" && spoken(w.Inside) || asked.Outside.Name == "" && spoken(w.Outside)
 	if own && !g.sure {
