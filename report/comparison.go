@@ -111,6 +111,24 @@ func aside(c expect.Change) string {
 	return " (" + needs[c.Need] + ")"
 }
 
+// fewTargets names targets, the first of many.
+func fewTargets(targets []string) string {
+	const most = 3
+	if more := len(targets) - most; more > 1 {
+		return fmt.Sprintf("%s and %d more", strings.Join(targets[:most], ", "), more)
+	}
+	return strings.Join(targets, ", ")
+}
+
+// ChangeLine is a change in one line: "CRD-A3 3478/udp: open -> request-lost".
+func ChangeLine(c expect.Change) string {
+	what := strings.TrimSpace(c.Path + " " + changedPorts(c, Options{}))
+	if len(c.Targets) > 0 {
+		what += " at " + fewTargets(c.Targets)
+	}
+	return fmt.Sprintf("%s: %s -> %s", what, state(c.Old), state(c.New))
+}
+
 func changedPorts(c expect.Change, o Options) string {
 	text := ports(c.Ports, c.Transport)
 	if o.Details {
@@ -126,7 +144,7 @@ func changedPorts(c expect.Change, o Options) string {
 func reasons(c expect.Change) []string {
 	var out []string
 	if len(c.Targets) > 0 {
-		out = append(out, "at "+few(c.Targets))
+		out = append(out, "at "+fewTargets(c.Targets))
 	}
 	sides := []struct {
 		name string
