@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		HideHelpCommand:      true,
 		EnableBashCompletion: true,
 		Commands: []*cli.Command{
-			reflectorCommand(), runCommand(), labCommand(), mergeCommand(), compareCommand(), scenarioCommand(),
+			reflectorCommand(), runCommand(), labCommand(), mergeCommand(), compareCommand(), expectCommand(), scenarioCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {
 			fmt.Fprintf(stderr, "wallprobe: there is no command %q; see wallprobe --help\n", name)

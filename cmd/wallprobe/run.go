@@ -36,8 +36,9 @@ func runCommand() *cli.Command {
 		ArgsUsage: "SCENARIO...",
 		Description: "SCENARIO is a built-in name (see wallprobe scenario list) or a file of your own.\n" +
 			"On the other side of the firewall a reflector must run; it prints the line to paste here.\n" +
-			"Needs no privilege. Exit status: 0 what people want works, 1 something does not,\n" +
-			"2 wrong usage, 3 inconclusive (the reflector was not reached).",
+			"Needs no privilege. Exit status: 0 what people want works (or with --expect, all that\n" +
+			"is expected holds), 1 something does not, 2 wrong usage, 3 inconclusive (the reflector\n" +
+			"was not reached).",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "reflector", Usage: "name or address of the reflector's `HOST`"},
 			&cli.StringFlag{Name: "key", EnvVars: []string{"WALLPROBE_KEY"}, Usage: "the `KEY` that the reflector printed"},
@@ -45,6 +46,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first)"},
 			&cli.StringFlag{Name: "family", Usage: "address `FAMILY`: ipv4 or ipv6 (default: what the reflector's name gives first)"},
 			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
+			expectFlag(),
 			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range beyond the firewall, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
@@ -62,6 +64,10 @@ func runAction(c *cli.Context) error {
 		return usage("run: which scenario? See wallprobe scenario list, or name a file of your own")
 	}
 	list, err := loadScenarios(c.Args().Slice())
+	if err != nil {
+		return err
+	}
+	wanted, err := givenExpectations(c.StringSlice("expect"), list)
 	if err != nil {
 		return err
 	}
@@ -84,6 +90,7 @@ func runAction(c *cli.Context) error {
 		cfg.Scenario = s
 		res, err := measure(c.Context, cfg, out)
 		if res != nil {
+			wanted.judge(res)
 			out.add(res)
 		}
 		if err != nil {
@@ -93,7 +100,7 @@ func runAction(c *cli.Context) error {
 	if err := out.finish(); err != nil {
 		return err
 	}
-	return verdictStatus(out.results)
+	return wanted.status(out.results, verdictStatus)
 }
 
 func runConfig(c *cli.Context) (client.Config, error) {
