@@ -32,7 +32,7 @@ func TestEveryCommandAndFlagExplainsItself(t *testing.T) {
 	pages := make(map[string]string)
 	helps(t, pages)
 	for _, name := range []string{"", "reflector", "run", "lab", "lab experiments", "lab exec", "merge", "compare", "expect",
-		"scenario", "scenario list", "scenario show", "scenario check", "scenario ports", "scenario schema"} {
+		"scenario", "scenario list", "scenario show", "scenario check", "scenario ports", "scenario rules", "scenario schema"} {
 		if pages[name] == "" {
 			t.Errorf("%q has no page, or no page leads to it", name)
 		}
