@@ -63,7 +63,7 @@ func pairLine(p expect.Pair) []string {
 
 // changes lays out the paths, and folds those that could not be told.
 func changes(p expect.Pair, o Options) (*Table, string) {
-	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24, Flex: 1}, {}, {}, {}}}
+	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24}, {}, {}, {}}}
 	var untold []string
 	for _, c := range p.Changes {
 		if c.Kind == expect.Untold && !o.Details {
@@ -185,7 +185,7 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		if !c.Required {
 			title += " (optional)"
 		}
-		t.add(o.kind(c.Kind), cell{text: title}, cell{text: outcomeState(c.Old)}, cell{text: "->"}, cell{text: outcomeState(c.New)})
+		t.add(o.kind(c.Kind), cell{text: title}, cell{text: c.Old.Short()}, cell{text: "->"}, cell{text: c.New.Short()})
 		if c.Kind != expect.Broke && c.Old.Via != "" {
 			t.Note(1, "old: "+c.Old.Via)
 		}
@@ -194,18 +194,6 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		}
 	}
 	return t
-}
-
-func outcomeState(s expect.OutcomeState) string {
-	switch {
-	case s.Works && s.Way > 0:
-		return fmt.Sprintf("works by way %d", s.Way)
-	case s.Works:
-		return "works"
-	case s.Unknown:
-		return "unknown"
-	}
-	return "fails"
 }
 
 // additions says what was not measured before.

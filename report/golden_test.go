@@ -29,6 +29,8 @@ var goldens = map[string]func(io.Writer) error{
 	"experiments":        func(w io.Writer) error { return Experiments(w, sampleRows(), Options{}) },
 	"experiments-detail": func(w io.Writer) error { return Experiments(w, sampleRows(), Options{Details: true, Width: 80}) },
 	"result-json":        func(w io.Writer) error { return JSON(w, []*client.Result{sample()}) },
+	"expectations":       func(w io.Writer) error { return Expectations(w, expected(), Options{}) },
+	"expectations-wide":  func(w io.Writer) error { return Expectations(w, expected(), Options{Details: true, Width: 130}) },
 	"comparison":         func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{}) },
 	"comparison-narrow":  func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{Width: 76, Details: true}) },
 	"comparison-none":    func(w io.Writer) error { return Comparison(w, unchanged(), Options{}) },
