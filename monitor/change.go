@@ -7,6 +7,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 // A Change is what is different from the round before.
@@ -59,13 +60,18 @@ type state struct {
 	fine      bool
 }
 
-// states lists how everything of a result stands. What cannot be measured from
-// this end at all is fine: it is told by run without --watch.
+// fine tells whether nothing need be said of a finding in the first round. What
+// cannot be measured from this end at all is told by run without --watch.
+func fine(f *client.Finding) bool {
+	return f.Survives() || f.Verdict == client.Unmeasured || f.Need == scenarios.Negative
+}
+
+// states lists how everything of a result stands.
 func states(r *client.Result) []state {
 	var out []state
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		s := state{key: findingKey(f), what: strings.TrimSpace(f.Path + " " + report.Where(f)), fine: f.Survives() || f.Verdict == client.Unmeasured}
+		s := state{key: findingKey(f), what: strings.TrimSpace(f.Path + " " + report.Where(f)), fine: fine(f)}
 		for _, p := range f.Parts {
 			s.said = append(s.said, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s", p.Verdict, p.Target, p.Ports)), " "))
 		}

@@ -70,6 +70,9 @@ func TestChangesTellWhatIsDifferentAndNothingElse(t *testing.T) {
 		{"first round", nil, with(t, func(r *client.Result) { r.Findings[0].Verdict = client.Rejected; r.Outcomes[0].Works = false }),
 			[]string{"O-1 443/tcp: rejected", "sign-in: fails"}},
 		{"first round, all well", nil, result(t), nil},
+		{"first round, closed as documented", nil, with(t, func(r *client.Result) {
+			r.Findings[0].Verdict, r.Findings[0].Need = client.Rejected, scenarios.Negative
+		}), nil},
 		{"same, but for times", result(t), with(t, func(r *client.Result) { r.Seconds, r.Findings[0].RTT = 9, 9 }), nil},
 		{"a verdict", result(t), with(t, func(r *client.Result) { r.Findings[0].Verdict = client.RequestLost }), []string{"O-1 443/tcp: open -> request-lost"}},
 		{"a boundary", result(t), with(t, func(r *client.Result) {
