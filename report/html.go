@@ -101,16 +101,20 @@ func visible(page []byte) []byte {
 // What the page's template shows. Texts are escaped by the template.
 type (
 	page struct {
-		Title, Answer, Icon, Class string
-		Policy                     string
-		CSS                        template.CSS
-		JS                         template.JS
-		Symbols                    template.HTML
-		Matrix                     *pageMatrix
-		Results                    []*pageResult
-		Words                      []pageWord
-		Left                       []string
-		Program                    string
+		sheet
+		Matrix  *pageMatrix
+		Results []*pageResult
+	}
+	// sheet is what all pages have.
+	sheet struct {
+		Title, Answer, Class string // no class, no answer
+		Policy               string
+		CSS                  template.CSS
+		JS                   template.JS
+		Symbols              template.HTML
+		Words                []pageWord
+		Left                 []string
+		Program              string
 	}
 	pageWord   struct{ Class, Verdict, Means string }
 	pageResult struct {
@@ -181,8 +185,12 @@ var meanings = map[client.Verdict]string{
 	client.Unmeasured:  "It could not be tried from here.",
 }
 
+func newSheet() sheet {
+	return sheet{Policy: policy(), CSS: template.CSS(pageCSS), JS: template.JS(pageJS)}
+}
+
 func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *page {
-	p := &page{Policy: policy(), CSS: template.CSS(pageCSS), JS: template.JS(pageJS)}
+	p := &page{sheet: newSheet()}
 	if d.left != "" && len(results) > 0 {
 		p.Left = append(p.Left, d.left)
 	}
@@ -198,20 +206,19 @@ func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *pa
 		p.Program = r.Program
 	}
 	p.Words = wordsOf(results)
-	p.Symbols = symbolsOf(p.Results)
+	p.Symbols = symbolsOf(tracksOf(p.Results))
 	switch len(results) {
 	case 0:
 		p.Title = "No results"
 	case 1:
 		one := p.Results[0]
-		p.Title, p.Answer, p.Class, p.Icon = one.Name, one.Answer, one.Class, one.Class
+		p.Title, p.Answer, p.Class = one.Name, one.Answer, one.Class
 		if s := scenarioOf(results[0], known); s != nil {
 			p.Title = s.Title + strings.TrimPrefix(one.Name, flat(results[0].Scenario))
 		}
 	default:
 		p.Title = titleOf(results)
 		p.Answer, p.Class = overall(results)
-		p.Icon = p.Class
 		p.Matrix = newPageMatrix(results, ids)
 	}
 	return p
@@ -295,18 +302,23 @@ func scenarioOf(r *client.Result, known []*scenarios.Scenario) *scenarios.Scenar
 }
 
 func wordsOf(results []*client.Result) []pageWord {
-	used := make(map[client.Verdict]bool)
+	var used []client.Verdict
 	for _, r := range results {
 		for i := range r.Findings {
-			used[r.Findings[i].Verdict] = true
+			used = append(used, r.Findings[i].Verdict)
 			for _, p := range r.Findings[i].Parts {
-				used[p.Verdict] = true
+				used = append(used, p.Verdict)
 			}
 		}
 	}
+	return explained(used)
+}
+
+// explained says what each of the verdicts that were used means.
+func explained(used []client.Verdict) []pageWord {
 	var out []pageWord
 	for _, v := range client.Verdicts {
-		if used[v] {
+		if slices.Contains(used, v) {
 			out = append(out, pageWord{classOf(v), string(v), meanings[v]})
 		}
 	}
@@ -336,7 +348,7 @@ func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.S
 
 // needs are the words for what a document demands; what is required needs none.
 var needs = map[scenarios.Need]string{
-	scenarios.Optional: "optional", scenarios.Conditional: "with a feature only", scenarios.Fallback: "fallback", scenarios.Negative: "need not pass",
+	scenarios.Optional: "optional", scenarios.Conditional: "with a feature only", scenarios.Fallback: "fallback", scenarios.Negative: "need not be open",
 }
 
 // addRows makes the table, and gives the rows' ids by finding, "" where a
