@@ -62,6 +62,8 @@ type Result struct {
 	Firewall  *Firewall      `json:"firewall,omitempty"`
 	Findings  []Finding      `json:"findings"`
 	Outcomes  []Outcome      `json:"outcomes"`
+	// Expectations are what files demanded of this result; see package expect.
+	Expectations []Expectation `json:"expectations,omitempty"`
 	// Ledgers are the far ends' evidence, whole.
 	Ledgers map[Where]*wire.Ledger `json:"ledgers,omitempty"`
 }
@@ -80,8 +82,9 @@ type Tried struct {
 
 // Firewall is what stood in between, where the program made it itself.
 type Firewall struct {
-	Name  string `json:"name"`
-	Rules []Rule `json:"rules,omitempty"`
+	Name  string   `json:"name"`
+	Notes []string `json:"notes,omitempty"` // what a person has to know of the rules beside what they decided
+	Rules []Rule   `json:"rules,omitempty"`
 }
 
 // Rule is one rule of the firewall.
@@ -225,6 +228,33 @@ type Way struct {
 	Works   bool     `json:"works"`
 	Unknown bool     `json:"unknown,omitempty"`
 	Stopped []string `json:"stopped,omitempty"` // paths that do not survive
+}
+
+// A State says what came of an expectation.
+type State string
+
+// The states.
+const (
+	Holds  State = "holds"
+	Fails  State = "fails"
+	Untold State = "untold" // too little was measured to say
+)
+
+// An Expectation is what a file demanded of a path or of an outcome, and what
+// came of it.
+type Expectation struct {
+	File      string              `json:"file"`
+	Line      int                 `json:"line"`
+	Path      string              `json:"path,omitempty"`
+	Outcome   string              `json:"outcome,omitempty"` // an id, where no path is meant
+	Title     string              `json:"title"`
+	Transport scenarios.Transport `json:"transport,omitempty"`
+	Ports     scenarios.PortSet   `json:"ports,omitempty"`
+	Own       bool                `json:"own,omitempty"` // they are the near end's own ports
+	Expected  []string            `json:"expected"`      // verdicts, or "works", "fails"
+	State     State               `json:"state"`
+	Why       string              `json:"why,omitempty"`
+	Misses    []Part              `json:"misses,omitempty"` // exactly those ports that fared otherwise
 }
 
 // Sentence is the finding's verdict in words, with the exact ranges of a

@@ -53,6 +53,11 @@ func (c Comparison) Same() bool {
 	return !slices.ContainsFunc(c.Pairs, func(p Pair) bool { return len(p.Changes)+len(p.Outcomes) > 0 })
 }
 
+// Void tells whether nothing at all is proved.
+func (c Comparison) Void() bool {
+	return slices.ContainsFunc(c.Pairs, func(p Pair) bool { return len(p.Doubts) > 0 })
+}
+
 // Doubts says in sentences why the comparison proves nothing, or not all that
 // it should. None: it stands.
 func (c Comparison) Doubts() []string {

@@ -37,6 +37,7 @@ type Measurement struct {
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
+	Explain   bool                                      // adds to findings which rules decided them
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -142,20 +143,22 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	}
 	var lacking []*client.Result
 	for _, r := range results {
-		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: w.notes, Rules: counted(before, after)}
 		if t.lacks(r) {
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) == 0 {
-		return results, nil
+	if len(lacking) > 0 || m.Explain {
+		journals := t.stop()
+		var joining sync.WaitGroup
+		for _, r := range lacking {
+			joining.Go(func() { t.join(r, journals) })
+		}
+		joining.Wait()
 	}
-	journals := t.stop()
-	var joining sync.WaitGroup
-	for _, r := range lacking {
-		joining.Go(func() { t.join(r, journals) })
+	if m.Explain {
+		return results, w.Explain(ctx, results)
 	}
-	joining.Wait()
 	return results, nil
 }
 
@@ -406,8 +409,9 @@ func counted(before, after []Rule) []client.Rule {
 		if r.Packets == b.Packets {
 			continue
 		}
-		out = append(out, client.Rule{Chain: r.Chain, Index: r.Index, Text: r.Text, Verdict: r.Verdict,
-			Packets: r.Packets - b.Packets, Bytes: r.Bytes - b.Bytes})
+		c := r.forClient()
+		c.Packets, c.Bytes = r.Packets-b.Packets, r.Bytes-b.Bytes
+		out = append(out, c)
 	}
 	return out
 }

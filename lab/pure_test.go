@@ -244,10 +244,11 @@ func TestRulesAreReadFromBothListings(t *testing.T) {
 	}
 }
 `
-	got, err := parseRules([]byte(list), []byte(text))
+	set, err := parseRules([]byte(list), []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := set.rules
 	want := []Rule{
 		{Family: "inet", Table: "t", Chain: "c", Handle: 5, Index: 1, Text: "ct state established,related counter accept", Counted: true, Packets: 1, Bytes: 2, Verdict: "accept"},
 		{Family: "inet", Table: "t", Chain: "c", Handle: 7, Index: 2, Text: `tcp dport { 80, 443 } counter reject with tcp reset comment "x"`, Comment: "x", Counted: true, Verdict: "reject"},

@@ -39,7 +39,7 @@ func sampleComparison() expect.Comparison {
 		}
 	}
 	new.Outcomes[1].Works, new.Outcomes[1].Via = true, "over TCP 443 alone"
-	new.Outcomes[0].Works, new.Outcomes[0].Why = false, "HTTPS: CRD-A1 rejected"
+	new.Outcomes[0].Works, new.Outcomes[0].Via, new.Outcomes[0].Why = false, "", "HTTPS: CRD-A1 rejected"
 	new.Reflector = netip.MustParseAddr("198.51.100.11")
 	c, err := expect.Compare([]*client.Result{old}, []*client.Result{new}, expect.Options{})
 	if err != nil {

@@ -40,6 +40,9 @@ func Text(w io.Writer, r *client.Result, o Options) error {
 	for _, line := range dropped(r, o) {
 		paragraph(&out, line, o)
 	}
+	for _, line := range remarks(r) {
+		paragraph(&out, line, o)
+	}
 	if len(r.Outcomes) > 0 {
 		out.WriteByte('\n')
 		out.Write(outcomes(r, o).render().Bytes())

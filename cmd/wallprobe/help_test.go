@@ -31,7 +31,7 @@ func helps(t *testing.T, pages map[string]string, path ...string) {
 func TestEveryCommandAndFlagExplainsItself(t *testing.T) {
 	pages := make(map[string]string)
 	helps(t, pages)
-	for _, name := range []string{"", "reflector", "run", "lab", "lab experiments", "lab exec", "merge", "report", "completion",
+	for _, name := range []string{"", "reflector", "run", "lab", "lab diff", "lab experiments", "lab exec", "merge", "report", "compare", "completion",
 		"scenario", "scenario list", "scenario show", "scenario check", "scenario ports", "scenario schema"} {
 		if pages[name] == "" {
 			t.Errorf("%q has no page, or no page leads to it", name)

@@ -40,7 +40,7 @@ func labCommand() *cli.Command {
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
+		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand()},
 	}
 }
 
@@ -92,6 +92,7 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
+	m.Explain = len(firewalls) == 1
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
