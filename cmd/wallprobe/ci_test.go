@@ -335,11 +335,12 @@ func TestActionTellsWhatOneChangedLineBreaks(t *testing.T) {
 	}
 	dir, base := repository(t, func(s string) string { return strings.Replace(s, "udp dport $media", "udp dport 28444", 1) })
 	r := runStep(t, dir, adding(given, "base", base))
-	r.wants(t, 1, "changed=true\nbroke=true\nreports=wallprobe-report\n", "### Firewall rules: `firewall/edge.nft`", "28445")
+	r.wants(t, 1, "changed=true\nbroke=true\nreports=wallprobe-report\n", "### Firewall rules: `firewall/edge.nft`", "28445/udp  open  ->  request-lost",
+		"old: "+base[:10]+":firewall/edge.nft:8: ", "new: firewall/edge.nft:5: policy drop", "conversation")
 	if !strings.Contains(r.said, "\n::error file=firewall/edge.nft::") {
 		t.Errorf("no annotation in:\n%s", r.said)
 	}
-	for _, ext := range []string{".md", ".json", ".xml"} {
+	for _, ext := range []string{".txt", ".json"} {
 		if st, err := os.Stat(filepath.Join(dir, "wallprobe-report", "firewall-edge.nft"+ext)); err != nil || st.Size() == 0 {
 			t.Error(st, err)
 		}
@@ -369,10 +370,10 @@ func TestActionSaysWhatIsWrong(t *testing.T) {
 	for want, inputs := range map[string]map[string]string{
 		"fetch the whole history":          adding(given, "base", "no-such-branch"),
 		"firewall/no.nft: no such":         adding(given, "base", base, "rules", "firewall/no.nft"),
-		"--base REF or --old FILE":         given,
+		"--base REF or --old FILE":         adding(given, "base", ""),
 		"which rules files?":               adding(given, "base", base, "rules", "\n"),
 		"--old goes with one rules file":   adding(given, "old", "firewall/edge.nft", "rules", "firewall/edge.nft\nfirewall/ports.nft"),
-		`no scenario and no file is named`: adding(given, "old", "firewall/edge.nft", "scenarios", "nonsense"),
+		`no scenario and no file is named`: adding(given, "old", "firewall/ports.nft", "scenarios", "nonsense"),
 	} {
 		if r := runStep(t, dir, inputs); r.status != exitUsage || !strings.Contains(r.said, want) {
 			t.Errorf("%v: status %d, no %q in:\n%s", inputs, r.status, want, r.said)
