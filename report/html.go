@@ -188,6 +188,9 @@ func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *pa
 	case 1:
 		one := p.Results[0]
 		p.Title, p.Answer, p.Class, p.Icon = one.Name, one.Answer, one.Class, one.Class
+		if s := scenarioOf(results[0], known); s != nil {
+			p.Title = s.Title + strings.TrimPrefix(one.Name, flat(results[0].Scenario))
+		}
 	default:
 		p.Title = titleOf(results)
 		p.Answer, p.Class = overall(results)
@@ -222,26 +225,29 @@ func overall(results []*client.Result) (text, class string) {
 		of[worst(r)]++
 	}
 	n := len(results)
-	var said []string
-	add := func(s standing, one, many string) {
-		switch {
-		case of[s] == 1:
-			said = append(said, "in 1 "+one)
-		case of[s] > 1:
-			said = append(said, fmt.Sprintf("in %d %s", of[s], many))
-		}
+	bad := of[fails] + of[doubtful]
+	if bad == 0 {
+		return fmt.Sprintf("In all %s everything required works.", count(n, "measurement")), "pass"
 	}
-	add(fails, "something required fails", "something required fails")
-	add(doubtful, "something could not be decided", "something could not be decided")
-	text = fmt.Sprintf("Of %s, everything required works in %d", count(n, "measurement"), n-of[fails]-of[doubtful])
-	if of[fails]+of[doubtful] == 0 {
-		return fmt.Sprintf("In all %d measurements everything required works.", n), "pass"
+	said := []string{fmt.Sprintf("Of %s, everything required works in %s", count(n, "measurement"), number(n-bad))}
+	if of[fails] > 0 {
+		said = append(said, fmt.Sprintf("in %s something required fails", number(of[fails])))
+	}
+	if of[doubtful] > 0 {
+		said = append(said, fmt.Sprintf("in %s something could not be decided", number(of[doubtful])))
 	}
 	class = "warn"
-	if of[fails] == n {
+	if bad == n {
 		class = "fail"
 	}
-	return join("; ", append([]string{text}, said...)...) + ".", class
+	return strings.Join(said, "; ") + ".", class
+}
+
+func number(n int) string {
+	if n == 0 {
+		return "none"
+	}
+	return Group(n)
 }
 
 // scenarioOf finds what a result was made with, nil when it is not known in
@@ -315,7 +321,7 @@ func (p *pageResult) addRows(r *client.Result, s *scenarios.Scenario, d depth) [
 		ids[i] = fmt.Sprintf("%s-%d", p.ID, i+1)
 		row := pageRow{
 			ID: ids[i], Path: reference(f, r.Findings), Title: f.Title, Where: Where(f), Verdict: string(f.Verdict), Class: classOf(f.Verdict),
-			Need: needs[f.Need], Near: nearEnd(f, r), Far: farEnd(f, r), Why: proof(f, r),
+			Need: needs[f.Need], Near: nearEnd(f, r), Far: farEnd(f, r), Why: why(f),
 		}
 		if !passes || d.passing {
 			row.Proof = newProof(f, r, s, d)
@@ -329,6 +335,15 @@ func (p *pageResult) addRows(r *client.Result, s *scenarios.Scenario, d depth) [
 		}
 	}
 	return ids
+}
+
+// why is the reason for a verdict, with the exact ranges of a partial one;
+// counts are left to the columns of the two ends.
+func why(f *client.Finding) string {
+	if f.Verdict == client.Partial && len(f.Parts) > 0 {
+		return join("; ", share(f), shorten(clean(f.Sentence()), 240), f.Why)
+	}
+	return f.Why
 }
 
 func newOutcome(oc *client.Outcome, r *client.Result, rows []string) pageOutcome {

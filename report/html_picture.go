@@ -64,19 +64,19 @@ func (p *pageResult) draw(r *client.Result, s *scenarios.Scenario, rows []string
 	p.Caption = caption(r)
 }
 
-// where each verdict stops, for those who do not see the picture.
+// stops says where the lines of each verdict go, for those who do not see them.
 var stops = map[client.Verdict]string{
-	client.Open:        "pass there and back",
-	client.Degraded:    "pass, but badly",
-	client.Partial:     "pass in part",
-	client.Cut:         "are broken off on the way",
-	client.Altered:     "arrive changed",
-	client.ReplyLost:   "are lost on the way back",
-	client.RequestLost: "stop on the way there",
-	client.Rejected:    "are turned back on the way",
-	client.Refused:     "are refused by the far host",
-	client.Impostor:    "are answered by somebody in between",
-	client.Silent:      "get no answer, and nobody can say where they stop",
+	client.Open:        "there and back",
+	client.Degraded:    "there and back, but badly",
+	client.Partial:     "passing in part",
+	client.Cut:         "broken off on the way",
+	client.Altered:     "changed on the way",
+	client.ReplyLost:   "stopped on the way back",
+	client.RequestLost: "stopped on the way there",
+	client.Rejected:    "turned back on the way",
+	client.Refused:     "turned back by the far host",
+	client.Impostor:    "answered by somebody in between",
+	client.Silent:      "without an answer, and nobody knows where they stop",
 }
 
 // caption is the picture in words.
@@ -90,13 +90,10 @@ func caption(r *client.Result) string {
 			}
 		}
 		if n > 0 && stops[v] != "" {
-			said = append(said, Group(n)+" "+stops[v])
+			said = append(said, fmt.Sprintf("%s %s", Group(n), stops[v]))
 		}
 	}
-	if len(said) == 0 {
-		return "Nothing was measured."
-	}
-	return "Of the paths, " + strings.Join(said, "; ") + ". The upper line is the request, the lower one the answer."
+	return strings.Join(said, "; ") + ". The upper line of a path is the request, the lower one the answer; dots are where nothing came."
 }
 
 // symbolsOf are the drawings that the results use, each once.

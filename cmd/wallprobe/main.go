@@ -65,7 +65,14 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		Reader:          os.Stdin,
 		HideHelpCommand: true,
 		Commands: []*cli.Command{
-			reflectorCommand(), runCommand(), labCommand(), mergeCommand(), reportCommand(), compareCommand(), scenarioCommand(), completionCommand(),
+			reflectorCommand(),
+			runCommand(),
+			labCommand(),
+			compareCommand(),
+			mergeCommand(),
+			reportCommand(),
+			scenarioCommand(),
+			completionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {
 			fmt.Fprintf(stderr, "wallprobe: there is no command %q; see wallprobe --help\n", name)
