@@ -340,7 +340,7 @@ func TestActionTellsWhatOneChangedLineBreaks(t *testing.T) {
 	if !strings.Contains(r.said, "\n::error file=firewall/edge.nft::") {
 		t.Errorf("no annotation in:\n%s", r.said)
 	}
-	for _, ext := range []string{".txt", ".json"} {
+	for _, ext := range []string{".txt", ".json", ".xml"} {
 		if st, err := os.Stat(filepath.Join(dir, "wallprobe-report", "firewall-edge.nft"+ext)); err != nil || st.Size() == 0 {
 			t.Error(st, err)
 		}

@@ -33,7 +33,7 @@ func diffCommand() *cli.Command {
 			"be loaded, 3 inconclusive.\n\n" +
 			"  wallprobe lab diff --old office.nft --new office-new.nft screenconnect\n" +
 			"  git show HEAD:office.nft >old.nft; wallprobe lab diff --old old.nft --new office.nft",
-		Flags: append([]cli.Flag{
+		Flags: slices.Concat([]cli.Flag{
 			&cli.StringFlag{Name: "old", Usage: "`NAME|FILE` of the rules as they were"},
 			&cli.StringFlag{Name: "new", Usage: "`NAME|FILE` of the rules as they are to be"},
 			failOnFlag(),
@@ -41,10 +41,7 @@ func diffCommand() *cli.Command {
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.StringSliceFlag{Name: "path", Usage: "measure only the path with this `ID`; may be repeated"},
-			&cli.StringFlag{Name: jsonFlag, Usage: "write the comparison as JSON to `FILE`, - for standard output"},
-			&cli.BoolFlag{Name: "details", Usage: "show what could be told behind one of them only and why, and every port"},
-			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
-		}, firewallFlags()...),
+		}, comparisonFlags("what could be told behind one of them only and why, and every port"), firewallFlags()),
 		Action: diffAction,
 	}
 }
@@ -62,7 +59,8 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
+	files, err := comparisonFiles(c)
+	if err != nil {
 		return err
 	}
 	if done, err := enterLab(c.Context); done || err != nil {
@@ -77,7 +75,7 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeComparison(c, comparison); err != nil {
+	if err := writeComparison(c, files, comparison, on); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)

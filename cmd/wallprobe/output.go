@@ -85,12 +85,36 @@ func newOutput(c *cli.Context, known []*scenarios.Scenario) (*output, error) {
 	return &output{stdout: c.App.Writer, files: files, known: known, text: textOptions(c), line: progressLine(c)}, nil
 }
 
-// targets are the files that the flags name. No two may be one.
+// targets are the files that the flags name.
 func targets(c *cli.Context) ([]target, error) {
+	names, err := named(c, flagsOf(formats, func(f format) string { return f.flag }))
+	if err != nil {
+		return nil, err
+	}
 	var out []target
-	taken := make(map[string]string) // file to flag
 	for _, f := range formats {
-		name := c.String(f.flag)
+		if name := names[f.flag]; name != "" {
+			out = append(out, target{f, name})
+		}
+	}
+	return out, nil
+}
+
+// flagsOf are the flags of formats of any kind.
+func flagsOf[F any](formats []F, flag func(F) string) (out []string) {
+	for _, f := range formats {
+		out = append(out, flag(f))
+	}
+	return out
+}
+
+// named are the files that flags name, by flag. No two may be one, and each must
+// be one that can be written.
+func named(c *cli.Context, flags []string) (map[string]string, error) {
+	out := make(map[string]string)
+	taken := make(map[string]string) // file to flag
+	for _, flag := range flags {
+		name := c.String(flag)
 		if name == "" {
 			continue
 		}
@@ -102,15 +126,15 @@ func targets(c *cli.Context) ([]target, error) {
 		}
 		switch other := taken[place]; {
 		case other != "" && name == stdoutName:
-			return nil, usage("--%s - and --%s -: only one of them can have standard output; name a file for the other", other, f.flag)
+			return nil, usage("--%s - and --%s -: only one of them can have standard output; name a file for the other", other, flag)
 		case other != "":
-			return nil, usage("--%s and --%s both name %s; each needs a file of its own", other, f.flag, name)
+			return nil, usage("--%s and --%s both name %s; each needs a file of its own", other, flag, name)
 		}
-		taken[place] = f.flag
-		if err := writable(f.flag, name); err != nil {
+		taken[place] = flag
+		if err := writable(flag, name); err != nil {
 			return nil, err
 		}
-		out = append(out, target{f, name})
+		out[flag] = name
 	}
 	return out, nil
 }
