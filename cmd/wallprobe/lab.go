@@ -29,13 +29,15 @@ func labCommand() *cli.Command {
 			"scenario against the main firewalls and prints which application works behind which\n" +
 			"firewall, and by which way.\n\n" +
 			"Exit status: 0 what people want works, 1 something does not, 2 wrong usage or rules\n" +
-			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n\n" +
+			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n" +
+			"With --expect what is expected decides instead.\n\n" +
 			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or an nft file of your own, "+
 				"whose interfaces are lan0 (inside) and wan0 (outside).", 88) + "\n\n" +
 			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
+			expectFlag(),
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
@@ -80,6 +82,10 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wanted, err := givenExpectations(c.StringSlice("expect"), list)
+	if err != nil {
+		return err
+	}
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return err
 	}
@@ -121,6 +127,7 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	defer out.close()
+	out.wanted = wanted
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -142,9 +149,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	if out.matrix {
-		return complete(results)
+		return wanted.status(results, complete)
 	}
-	return verdictStatus(results)
+	return wanted.status(results, verdictStatus)
 }
 
 // labProgress says how far a lab is, and which firewall was the last.

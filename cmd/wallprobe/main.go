@@ -69,6 +69,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			runCommand(),
 			labCommand(),
 			compareCommand(),
+			expectCommand(),
 			mergeCommand(),
 			reportCommand(),
 			scenarioCommand(),

@@ -53,7 +53,8 @@ type output struct {
 	known  []*scenarios.Scenario // whose documents are quoted
 	text   report.Options
 	line   *report.ProgressLine
-	matrix bool // the text is a matrix of outcomes by firewalls
+	matrix bool         // the text is a matrix of outcomes by firewalls
+	wanted expectations // which results are held against
 
 	mu      sync.Mutex
 	results []*client.Result
@@ -247,7 +248,9 @@ func (o *output) saveSoFar(results ...*client.Result) {
 	}
 }
 
+// add takes a result, and adds to it what came of its expectations.
 func (o *output) add(r *client.Result) {
+	o.wanted.judge(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.results = append(o.results, r)
@@ -277,7 +280,7 @@ func (o *output) saveResults() error {
 // print writes the text for a person.
 func (o *output) print() error {
 	if o.matrix {
-		return report.Matrix(o.stdout, o.results, o.text)
+		return errors.Join(report.Matrix(o.stdout, o.results, o.text), printExpectations(o.stdout, o.results, o.text))
 	}
 	for i, r := range o.results {
 		if i > 0 {
