@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -38,6 +39,7 @@ var goldens = map[string]func(io.Writer) error{
 	"comparison-narrow":  func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{Width: 76, Details: true}) },
 	"comparison-none":    func(w io.Writer) error { return Comparison(w, unchanged(), Options{}) },
 	"comparison-json":    func(w io.Writer) error { return ComparisonJSON(w, sampleComparison()) },
+	"comparison-junit":   func(w io.Writer) error { return ComparisonJUnit(w, sampleComparison(), expect.FailOnWorse) },
 	"experiments-json":   func(w io.Writer) error { return ExperimentsJSON(w, sampleRows()) },
 }
 
