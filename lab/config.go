@@ -57,6 +57,9 @@ const (
 	otherName    = "other"
 )
 
+// switches are the names of the networks.
+var switches = []string{"lan", "wan"}
+
 // A site is the plan of one host: a namespace and what it contains.
 type site struct {
 	Name    string
@@ -70,7 +73,7 @@ type site struct {
 // A link joins a host to one of the switches.
 type link struct {
 	Name   string
-	Switch string // "lan" or "wan"
+	Switch string // one of switches
 	V4, V6 netip.Prefix
 	MTU    int // bytes; 0 is the kernel's default
 	MAC    net.HardwareAddr

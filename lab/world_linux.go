@@ -21,6 +21,7 @@ type World struct {
 	hosts     []*Host
 	wires     *namespace // holds the switches of the LAN and the WAN
 	resolvers resolvers
+	lock      *os.File // of a world that was joined
 
 	mu        sync.Mutex
 	closed    bool
@@ -207,6 +208,9 @@ func (w *World) Close() error {
 // release lets go of the namespaces; a second call finds them released.
 func (w *World) release() error {
 	var errs []error
+	if w.lock != nil {
+		w.lock.Close() // it is only read; a second call finds it closed
+	}
 	all := []*namespace{w.wires}
 	for _, h := range w.hosts {
 		all = append(all, h.ns)

@@ -33,13 +33,13 @@ func labCommand() *cli.Command {
 				"whose interfaces are lan0 (inside) and wan0 (outside).", 88) + "\n\n" +
 			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
 		Flags: append([]cli.Flag{
-			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
+			&cli.StringSliceFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, append(longFlags(), outputFlags()...)...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
+		Subcommands: []*cli.Command{experimentsCommand(), execCommand(), keepCommand(), viaCommand()},
 	}
 }
 
@@ -207,6 +207,9 @@ func openFirewalls(names []string) ([]lab.Firewall, error) {
 // enterLab goes into the lab's namespaces. done tells that the program ran
 // inside and has ended; err then carries its exit status.
 func enterLab(ctx context.Context) (done bool, err error) {
+	if keptHosts() != "" {
+		return false, nil // the hosts are there
+	}
 	inside, status, err := lab.Enter(ctx)
 	switch {
 	case err != nil:
@@ -231,7 +234,7 @@ func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement
 	var mu sync.Mutex
 	done := 0
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, worlds)
+	slots := make(chan struct{}, sideBySide())
 	for i, f := range firewalls {
 		slots <- struct{}{}
 		wg.Go(func() {
@@ -267,7 +270,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
 	cfg.Firewall = f
-	w, err := lab.Build(ctx, cfg)
+	w, err := buildWorld(ctx, cfg)
 	if err != nil {
 		return labError(err)
 	}
@@ -288,7 +291,9 @@ func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*la
 // labError: rules that nft refuses are unreadable input. What is missing here
 // says nothing about them.
 func labError(err error) error {
-	if _, ok := errors.AsType[*middlebox.MissingError](err); ok {
+	_, missing := errors.AsType[*middlebox.MissingError](err)
+	_, kept := errors.AsType[*lab.KeptError](err)
+	if missing || kept {
 		return &exitError{exitInconclusive, err.Error()}
 	}
 	return &exitError{exitUsage, err.Error()}
@@ -304,7 +309,7 @@ func execCommand() *cli.Command {
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
-			&cli.StringFlag{Name: "firewall", Value: "open", Usage: "`NAME|FILE` of the rules"},
+			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
 		},
 		Action: execAction,
@@ -328,7 +333,7 @@ func execAction(c *cli.Context) error {
 	}
 	cfg := lab.ConfigFor(list)
 	cfg.Firewall, cfg.Hosts = firewalls[0], []string{"lan2", "other"}
-	w, err := lab.Build(c.Context, cfg)
+	w, err := buildWorld(c.Context, cfg)
 	if err != nil {
 		return labError(err)
 	}
