@@ -1,6 +1,7 @@
 # wallprobe with nft, for docker-compose.yml and for a reflector in a container:
 #   docker build -t wallprobe . && docker run --rm wallprobe --help
 FROM golang:1.26.8-bookworm AS build
+LABEL wallprobe.stage=build
 WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download

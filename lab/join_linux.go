@@ -198,8 +198,9 @@ func (q request) open(socket string, with ...*os.File) (*net.UnixConn, error) {
 	line, err := json.Marshal(q)
 	if err == nil {
 		var n int
-		if n, _, err = c.WriteMsgUnix(line, unix.UnixRights(fds...), nil); err == nil {
-			_, err = c.Write(append(line[n:], '\n'))
+		n, _, err = c.WriteMsgUnix(line, unix.UnixRights(fds...), nil)
+		if err == nil && n < len(line) {
+			_, err = c.Write(line[n:])
 		}
 	}
 	if err != nil {

@@ -185,15 +185,20 @@ func (h *Host) clear() error {
 	return clearLinks()
 }
 
-// clearLinks removes what a lab has made: all wires and switches, and the routes
-// of the loopback.
+// clearLinks removes what a lab has made: all wires and switches, with the routes
+// over them, and the ranges that are the host's own.
 func clearLinks() error {
-	lo, err := netlink.LinkByName("lo")
-	if err == nil {
-		err = netlink.LinkSetDown(lo)
-	}
+	owned, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
 	if err != nil {
-		return fmt.Errorf("take down lo: %w", err)
+		return err
+	}
+	for _, r := range owned {
+		if r.Protocol == unix.RTPROT_KERNEL {
+			continue // of an address, with which it goes
+		}
+		if err := netlink.RouteDel(&r); err != nil {
+			return fmt.Errorf("remove %s: %w", r.Dst, err)
+		}
 	}
 	links, err := netlink.LinkList()
 	if err != nil {
