@@ -233,7 +233,7 @@ func TestTroubleIsSaidAndEnds(t *testing.T) {
 	}{
 		{"nowhere.nft", []string{"screenconnect"}, 2, "wallprobe: firewall: open nowhere.nft: no such file or directory"},
 		{"nobody", []string{"screenconnect"}, 2, `wallprobe: no firewall "nobody": neither a file nor one of`},
-		{"bad.nft", []string{"screenconnect"}, 2, "bad.nft:3:3-7: Error: syntax error"},
+		{"bad.nft", []string{"screenconnect"}, 2, "firewall bad.nft:\nbad.nft:3:8-8: Error: syntax error"},
 		{"box.nft", []string{"screenconnect"}, 2, "box.nft, line 1: tcp proxy on firewall: host firewall is kept by another process"},
 		{"stateful", []string{"nothing"}, 2, `no scenario and no file is named "nothing"`},
 		{"stateful", []string{"exec", "--host", "server", "--", "sh", "-c", "exit 42"}, 42, ""},
