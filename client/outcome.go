@@ -83,7 +83,7 @@ func walk(w scenarios.Way, findings []Finding) Way {
 			}
 			found = true
 			switch {
-			case survives(f):
+			case f.Survives():
 			case unknown(f):
 				res.Unknown = true
 				res.Stopped = append(res.Stopped, fmt.Sprintf("%s %s", ref, f.Verdict))
@@ -122,8 +122,8 @@ func unknown(f *Finding) bool {
 // random: then most sessions come up.
 const half = 0.5
 
-// survives tells whether an application gets by with what is left of a path.
-func survives(f *Finding) bool {
+// Survives tells whether an application gets by with what is left of a path.
+func (f *Finding) Survives() bool {
 	if f.Verdict != Partial {
 		return f.Verdict.Passes()
 	}

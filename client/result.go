@@ -62,6 +62,8 @@ type Result struct {
 	Firewall  *Firewall      `json:"firewall,omitempty"`
 	Findings  []Finding      `json:"findings"`
 	Outcomes  []Outcome      `json:"outcomes"`
+	// Expectations are what files demanded of this result; see package expect.
+	Expectations []Expectation `json:"expectations,omitempty"`
 	// Ledgers are the far ends' evidence, whole.
 	Ledgers map[Where]*wire.Ledger `json:"ledgers,omitempty"`
 }
@@ -80,18 +82,31 @@ type Tried struct {
 
 // Firewall is what stood in between, where the program made it itself.
 type Firewall struct {
-	Name  string `json:"name"`
-	Rules []Rule `json:"rules,omitempty"`
+	Name  string   `json:"name"`
+	Notes []string `json:"notes,omitempty"` // what a person has to know of the rules beside what they decided
+	Rules []Rule   `json:"rules,omitempty"`
 }
 
-// Rule is one rule that counted packets during the run.
+// Rule is one rule of the firewall.
 type Rule struct {
+	Family  string `json:"family,omitempty"` // "inet", "ip", "ip6", …
+	Table   string `json:"table,omitempty"`
 	Chain   string `json:"chain"`
-	Index   int    `json:"index"` // of the rule in its chain, from 1
+	Index   int    `json:"index"`          // of the rule in its chain, from 1; 0 is the chain's policy
+	File    string `json:"file,omitempty"` // where it stands in the user's rules; empty when that is not certain
+	Line    int    `json:"line,omitempty"` // in File, from 1
 	Text    string `json:"text"`
 	Verdict string `json:"verdict,omitempty"` // "drop", "reject", "accept"
-	Packets uint64 `json:"packets"`
+	Packets uint64 `json:"packets"`           // that it counted during the run
 	Bytes   uint64 `json:"bytes"`
+}
+
+// A Decision is the rule by which packets like those of a finding go on or go
+// no further, as a packet sent afterwards met it.
+type Decision struct {
+	Ports scenarios.PortSet `json:"ports,omitempty"` // for which it decides, where others decide for the rest
+	Back  bool              `json:"back,omitempty"`  // the answers, not the requests
+	Rule
 }
 
 // A Finding is the verdict on one path and transport, with both ends' evidence.
@@ -114,8 +129,9 @@ type Finding struct {
 	Share      *float64            `json:"share,omitempty"` // of a range that passes, 0 to 1
 	MaxLoss    float64             `json:"maxLoss,omitempty"`
 	Parts      []Part              `json:"parts,omitempty"`
-	Passage    []Passage           `json:"passage,omitempty"` // header fields as they were sent and as they arrived
-	Note       string              `json:"note,omitempty"`    // what this measurement cannot show
+	DecidedBy  []Decision          `json:"decidedBy,omitempty"` // behind the lab's firewall; those of parts stand there
+	Passage    []Passage           `json:"passage,omitempty"`   // header fields as they were sent and as they arrived
+	Note       string              `json:"note,omitempty"`      // what this measurement cannot show
 	Evidence   Evidence            `json:"evidence"`
 }
 
@@ -128,11 +144,12 @@ type Attempts struct {
 
 // A Part is a run of ports, or one destination of several, that fared alike.
 type Part struct {
-	Ports    scenarios.PortSet `json:"ports"`
-	Target   string            `json:"target,omitempty"` // name or address, where a path has several
-	Verdict  Verdict           `json:"verdict"`
-	Why      string            `json:"why,omitempty"`
-	Attempts *Attempts         `json:"attempts,omitempty"`
+	Ports     scenarios.PortSet `json:"ports"`
+	Target    string            `json:"target,omitempty"` // name or address, where a path has several
+	Verdict   Verdict           `json:"verdict"`
+	Why       string            `json:"why,omitempty"`
+	Attempts  *Attempts         `json:"attempts,omitempty"`
+	DecidedBy []Decision        `json:"decidedBy,omitempty"`
 }
 
 // Evidence is what the near end saw. The far end's is in Result.Ledger.
@@ -211,6 +228,33 @@ type Way struct {
 	Works   bool     `json:"works"`
 	Unknown bool     `json:"unknown,omitempty"`
 	Stopped []string `json:"stopped,omitempty"` // paths that do not survive
+}
+
+// A State says what came of an expectation.
+type State string
+
+// The states.
+const (
+	Holds  State = "holds"
+	Fails  State = "fails"
+	Untold State = "untold" // too little was measured to say
+)
+
+// An Expectation is what a file demanded of a path or of an outcome, and what
+// came of it.
+type Expectation struct {
+	File      string              `json:"file"`
+	Line      int                 `json:"line"`
+	Path      string              `json:"path,omitempty"`
+	Outcome   string              `json:"outcome,omitempty"` // an id, where no path is meant
+	Title     string              `json:"title"`
+	Transport scenarios.Transport `json:"transport,omitempty"`
+	Ports     scenarios.PortSet   `json:"ports,omitempty"`
+	Own       bool                `json:"own,omitempty"` // they are the near end's own ports
+	Expected  []string            `json:"expected"`      // verdicts, or "works", "fails"
+	State     State               `json:"state"`
+	Why       string              `json:"why,omitempty"`
+	Misses    []Part              `json:"misses,omitempty"` // exactly those ports that fared otherwise
 }
 
 // Sentence is the finding's verdict in words, with the exact ranges of a

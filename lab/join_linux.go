@@ -29,6 +29,10 @@ const answerWait = 20 * time.Second
 // [Build] is true of rules here too; keepers that cannot be used give a
 // *[KeptError].
 func Join(ctx context.Context, dir string, c Config) (*World, error) {
+	return wiredFor(ctx, c, func(ctx context.Context, c Config) (*World, error) { return joinOnce(ctx, dir, c) })
+}
+
+func joinOnce(ctx context.Context, dir string, c Config) (*World, error) {
 	sites, err := plan(c)
 	if err != nil {
 		return nil, fmt.Errorf("join lab: %w", err)
@@ -37,11 +41,12 @@ func Join(ctx context.Context, dir string, c Config) (*World, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &World{config: c.withDefaults(), processes: map[*Process]bool{}, lock: lock}
+	w := &World{config: c, asked: c.Wiring, processes: map[*Process]bool{}, lock: lock, keeper: socketOf(dir, switchName)}
+	w.config.Wiring = c.Wiring.withDefaults()
 	for _, s := range sites {
 		w.hosts = append(w.hosts, &Host{site: s, world: w, keeper: socketOf(dir, s.Name)})
 	}
-	if err := w.join(ctx, socketOf(dir, switchName), sites); err != nil {
+	if err := w.join(ctx, sites); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
@@ -61,7 +66,7 @@ func lockFolder(dir string) (*os.File, error) {
 }
 
 // join does what build does, by way of the keepers.
-func (w *World) join(ctx context.Context, wires string, sites []site) error {
+func (w *World) join(ctx context.Context, sites []site) error {
 	spaces, err := w.namespaces(ctx)
 	defer func() {
 		for _, f := range spaces {
@@ -71,12 +76,12 @@ func (w *World) join(ctx context.Context, wires string, sites []site) error {
 	if err != nil {
 		return err
 	}
-	all := request{Sites: sites, Names: w.config.Names, MTU: w.config.MTU}
+	all := request{Sites: sites, Names: w.names(), MTU: w.config.MTU}
 	if err := w.everywhere(ctx, askClear, all); err != nil {
 		return err
 	}
 	all.Do = askWire
-	wired, _, err := all.send(ctx, wires, spaces...)
+	wired, _, err := all.send(ctx, w.keeper, spaces...)
 	if err != nil {
 		return kept(switchName, err)
 	}
@@ -84,7 +89,7 @@ func (w *World) join(ctx context.Context, wires string, sites []site) error {
 		return err
 	}
 	settle := request{Do: askSettle, Ports: wired.Ports}
-	if _, _, err := settle.send(ctx, wires); err != nil {
+	if _, _, err := settle.send(ctx, w.keeper); err != nil {
 		return kept(switchName, err)
 	}
 	if err := w.everywhere(ctx, askSettle, request{}); err != nil {
@@ -100,7 +105,7 @@ func (w *World) everywhere(ctx context.Context, do string, q request) error {
 		q := q
 		q.Do, q.Name = do, h.Name()
 		if do == askSettle {
-			q.Ports = h.directEnds()
+			q.Ports = h.unsettled()
 		}
 		g.Go(func() error {
 			_, _, err := q.send(ctx, h.keeper)
@@ -220,9 +225,21 @@ func readReply(c *net.UnixConn) (reply, []*os.File, error) {
 		return r, files, errNoAnswer
 	}
 	if r.Error != "" {
-		return r, files, errors.New(r.Error)
+		return r, files, &keeperError{r}
 	}
 	return r, files, nil
+}
+
+// A keeperError is what went wrong elsewhere.
+type keeperError struct{ reply }
+
+func (e *keeperError) Error() string { return e.reply.Error }
+
+func (e *keeperError) Unwrap() error {
+	if e.Errno == 0 {
+		return nil
+	}
+	return unix.Errno(e.Errno)
 }
 
 // Via runs a program by way of the keeper at a socket as if it were run here:

@@ -51,6 +51,7 @@ func Keep(ctx context.Context, name, dir string) error {
 
 type keeper struct {
 	mu        sync.Mutex // held while the host is changed
+	wired     *World     // where this keeps the switches
 	resolvers resolvers
 }
 
@@ -103,9 +104,15 @@ func (k *keeper) serve(c *net.UnixConn) {
 		r.Status, err = run(c, lines, q.Run, files)
 	default:
 		r.Ports, err = k.change(q, files)
+		if q.Do == askWire {
+			files = nil // it keeps them
+		}
 	}
 	if err != nil {
 		r.Error = err.Error()
+		if errno, ok := errors.AsType[unix.Errno](err); ok {
+			r.Errno = int(errno)
+		}
 	}
 	line, err := json.Marshal(r)
 	if err == nil {
@@ -153,10 +160,9 @@ func (k *keeper) change(q request, files []*os.File) (ports []string, err error)
 	}
 	switch {
 	case q.Do == askWire && len(files) == len(q.Sites):
-		if err := clearLinks(); err != nil {
-			return nil, err
-		}
-		return w.wire()
+		return k.wire(w)
+	case q.Do == askLink && k.wired != nil:
+		return nil, k.wired.addLink(context.Background(), q.Name, q.Number)
 	case q.Do == askSettle:
 		return nil, settle(q.Ports)
 	case own == nil:
@@ -167,6 +173,19 @@ func (k *keeper) change(q request, files []*os.File) (ports []string, err error)
 		return nil, k.configure(own, q)
 	}
 	return nil, fmt.Errorf("not a request: %q", q.Do)
+}
+
+// wire makes the switches anew. The namespaces of the hosts are kept for links
+// that are asked for later.
+func (k *keeper) wire(w *World) ([]string, error) {
+	if k.wired != nil {
+		_ = k.wired.release() // it fails only if they were closed before
+	}
+	k.wired = w
+	if err := clearLinks(); err != nil {
+		return nil, err
+	}
+	return w.wire()
 }
 
 // clear leaves nothing of an earlier lab: neither links, nor rules, nor the

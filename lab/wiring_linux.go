@@ -79,7 +79,7 @@ func (w *World) wire() (ports []string, err error) {
 			}
 			continue
 		}
-		index, err := addSwitch(nl, network)
+		index, err := addSwitch(nl, network, nil)
 		if err != nil {
 			return nil, fmt.Errorf("switch %s: %w", network, err)
 		}
@@ -130,11 +130,15 @@ func (w *World) ends(network string) []end {
 	return out
 }
 
-// directEnds are the host's ends of wires that need no switch.
-func (h *Host) directEnds() []string {
+// unsettled are the host's links that must be told to look whether the other end
+// is up: those of wires that need no switch, and bridges with their ports.
+func (h *Host) unsettled() []string {
 	var out []string
 	for _, l := range h.site.Links {
-		if direct(h.world.ends(l.Switch)) {
+		switch {
+		case l.Bridge != "":
+			out = append(out, l.Name, l.Bridge)
+		case direct(h.world.ends(l.Switch)):
 			out = append(out, l.Name)
 		}
 	}
@@ -165,10 +169,10 @@ func (h *Host) prepare() error {
 	return nil
 }
 
-func addSwitch(nl *netlink.Handle, name string) (index int, err error) {
+func addSwitch(nl *netlink.Handle, name string, mac net.HardwareAddr) (index int, err error) {
 	snooping := false // multicast goes everywhere, nothing is learnt first
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Flags = name, net.FlagUp
+	attrs.Name, attrs.Flags, attrs.HardwareAddr = name, net.FlagUp, mac
 	b := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
 	if err := nl.LinkAdd(b); err != nil {
 		return 0, err
@@ -232,6 +236,11 @@ func (h *Host) bringUp(nl *netlink.Handle, l link, all []*Host) error {
 	if err != nil {
 		return err
 	}
+	if l.Bridge != "" {
+		if dev, err = addBridge(nl, l, dev); err != nil {
+			return fmt.Errorf("bridge %s: %w", l.Bridge, err)
+		}
+	}
 	if h.world.config.MTU != 0 {
 		if err := nl.LinkSetGSOMaxSegs(dev, 1); err != nil {
 			return fmt.Errorf("segmentation offload off: %w", err)
@@ -265,6 +274,21 @@ func (h *Host) bringUp(nl *netlink.Handle, l link, all []*Host) error {
 	return nil
 }
 
+// addBridge makes a bridge of which a link is the port; the link's MAC is both's.
+func addBridge(nl *netlink.Handle, l link, port netlink.Link) (netlink.Link, error) {
+	index, err := addSwitch(nl, l.Bridge, l.MAC)
+	if err != nil {
+		return nil, err
+	}
+	if err := nl.LinkSetMasterByIndex(port, index); err != nil {
+		return nil, err
+	}
+	if err := nl.LinkSetUp(port); err != nil {
+		return nil, err
+	}
+	return nl.LinkByIndex(index)
+}
+
 // addNeighbours makes known, for good, at which MAC a neighbour is found.
 func addNeighbours(nl *netlink.Handle, index int, l link) error {
 	for _, a := range []netip.Addr{l.V4.Addr(), l.V6.Addr()} {
@@ -295,13 +319,13 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 // settle makes the switches take their ports into use, and the hosts their ends
-// of direct wires.
+// of direct wires and their bridges.
 func (w *World) settle(ports []string) error {
 	if err := w.wires.do(func() error { return settle(ports) }); err != nil {
 		return err
 	}
 	for _, h := range w.hosts {
-		if err := h.ns.do(func() error { return settle(h.directEnds()) }); err != nil {
+		if err := h.ns.do(func() error { return settle(h.unsettled()) }); err != nil {
 			return fmt.Errorf("host %s: %w", h.Name(), err)
 		}
 	}

@@ -293,6 +293,9 @@ func servePlain(ctx context.Context, c net.Conn, far Far) []wire.Event {
 		return failed(e, err)
 	}
 	reply := replyTo(m, c.RemoteAddr(), far.Now())
+	if reply.Bytes == 0 && reply.Idle == 0 {
+		cork(c) // these are the last words
+	}
 	if _, err := c.Write(reply.Append(nil, keys)); err != nil {
 		return failed(e, err)
 	}

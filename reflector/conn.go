@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -299,6 +300,15 @@ func (p *peeked) peek(n int) []byte {
 	defer p.Conn.SetReadDeadline(time.Time{})
 	b, _ := p.r.Peek(n)
 	return b
+}
+
+// SyscallConn is syscall.Conn, for options of the socket.
+func (p *peeked) SyscallConn() (syscall.RawConn, error) {
+	c, ok := p.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return c.SyscallConn()
 }
 
 func (p *peeked) Read(b []byte) (int, error) { return p.r.Read(b) }

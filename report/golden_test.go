@@ -29,6 +29,10 @@ var goldens = map[string]func(io.Writer) error{
 	"experiments":        func(w io.Writer) error { return Experiments(w, sampleRows(), Options{}) },
 	"experiments-detail": func(w io.Writer) error { return Experiments(w, sampleRows(), Options{Details: true, Width: 80}) },
 	"result-json":        func(w io.Writer) error { return JSON(w, []*client.Result{sample()}) },
+	"comparison":         func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{}) },
+	"comparison-narrow":  func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{Width: 76, Details: true}) },
+	"comparison-none":    func(w io.Writer) error { return Comparison(w, unchanged(), Options{}) },
+	"comparison-json":    func(w io.Writer) error { return ComparisonJSON(w, sampleComparison()) },
 	"experiments-json":   func(w io.Writer) error { return ExperimentsJSON(w, sampleRows()) },
 }
 

@@ -35,7 +35,10 @@ func scan(data []byte) ([]token, error) {
 	var whole json.RawMessage
 	if err := json.Unmarshal(data, &whole); err != nil {
 		offset := len(data)
-		if s, ok := errors.AsType[*json.SyntaxError](err); ok && !strings.HasPrefix(err.Error(), "unexpected end") {
+		if strings.HasPrefix(err.Error(), "unexpected end") {
+			return nil, place(data, offset, "not JSON: %v; the file was cut off half-way", err)
+		}
+		if s, ok := errors.AsType[*json.SyntaxError](err); ok {
 			offset = int(s.Offset) - 1
 		}
 		return nil, place(data, offset, "not JSON: %v", err)

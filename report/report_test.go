@@ -248,7 +248,7 @@ func TestUnreadableResultsAreToldWithLineAndColumn(t *testing.T) {
 		{"", `line 1, column 1: there is nothing; a result belongs here, as --json FILE writes it`},
 		{" \n", `line 1, column 1: there is nothing; a result belongs here, as --json FILE writes it`},
 		{"{\n  \"schema\": ,\n}", `line 2, column 13: not JSON: invalid character ',' looking for beginning of value`},
-		{head, `line 3, column 1: not JSON: unexpected end of JSON input`},
+		{head, `line 3, column 1: not JSON: unexpected end of JSON input; the file was cut off half-way`},
 		{head + `"role": "host"}{`, `line 3, column 16: not JSON: invalid character '{' after top-level value`},
 		{`"x"`, `line 1, column 1: a result is an object, between braces`},
 		{"[" + head + `"role": ""},` + "\n 7]", `line 4, column 2: a result is an object, between braces`},

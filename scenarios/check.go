@@ -25,7 +25,7 @@ var transportKeys = []struct {
 func (d *decoder) check(s *Scenario) {
 	for _, r := range d.refs {
 		if defs := d.defs[r.kind]; len(defs) > 0 && defs[r.node.Value] == nil {
-			d.problem(r.node, "unknown %s %q%s", r.kind, r.node.Value, suggest(r.node.Value, d.known(r.kind)))
+			d.problem(r.node, "unknown %s %q%s", r.kind, r.node.Value, Suggest(r.node.Value, d.known(r.kind)))
 		}
 	}
 	sites := map[string]string{}
@@ -85,7 +85,7 @@ func (d *decoder) keys(p Path, place string) {
 		switch {
 		case key == "":
 		case !slices.Contains(known, key):
-			d.problem(at, "%q is not a key of a path%s", key, suggest(key, known))
+			d.problem(at, "%q is not a key of a path%s", key, Suggest(key, known))
 		case d.nodes[place+"/"+key] == nil:
 			d.problem(at, "%q is called inferred, but the path does not have it", key)
 		}
@@ -153,7 +153,7 @@ func (d *decoder) way(o Outcome, w Way, place string, paths map[string]Path) {
 		case ref == "":
 			continue
 		case !ok:
-			d.problem(at, "unknown path %q%s", id, suggest(id, d.known("path")))
+			d.problem(at, "unknown path %q%s", id, Suggest(id, d.known("path")))
 			continue
 		case p.Unmeasured != "":
 			d.problem(at, "path %s is unmeasured, so this way could never be seen to work", id)

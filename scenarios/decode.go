@@ -14,6 +14,7 @@ import (
 // A decoder turns YAML nodes into the types by their struct tags, and notes
 // every problem with its place instead of stopping at the first.
 type decoder struct {
+	format   *Format
 	file     string
 	problems Errors
 	nodes    map[string]*yaml.Node            // by place: "paths/3/from/0"; absent where the file says nothing
@@ -28,8 +29,8 @@ type reference struct {
 	node *yaml.Node
 }
 
-func newDecoder(file string) *decoder {
-	return &decoder{file: file, nodes: map[string]*yaml.Node{}, defs: map[string]map[string]*yaml.Node{}, tables: map[reflect.Type][]field{}}
+func newDecoder(format *Format, file string) *decoder {
+	return &decoder{format: format, file: file, nodes: map[string]*yaml.Node{}, defs: map[string]map[string]*yaml.Node{}, tables: map[reflect.Type][]field{}}
 }
 
 // fieldsOf reads the tags of each type only once: they take longer than the values.
@@ -86,7 +87,7 @@ func (d *decoder) plain(n *yaml.Node) bool {
 
 func (d *decoder) mapping(n *yaml.Node, v reflect.Value, f field, place string) {
 	if n.Kind != yaml.MappingNode {
-		d.problem(n, "%s must be a mapping of keys to values, not %s", subject(f), kindOf(n))
+		d.problem(n, "%s must be a mapping of keys to values, not %s", d.subject(f), kindOf(n))
 		return
 	}
 	fields := d.fieldsOf(v.Type())
@@ -103,7 +104,7 @@ func (d *decoder) mapping(n *yaml.Node, v reflect.Value, f field, place string) 
 		seen[key.Value] = key
 		kf, ok := fieldNamed(fields, key.Value)
 		if !ok || key.Kind != yaml.ScalarNode {
-			d.problem(key, "unknown key %q%s", key.Value, suggest(key.Value, keysOf(fields)))
+			d.problem(key, "unknown key %q%s", key.Value, Suggest(key.Value, keysOf(fields)))
 			continue
 		}
 		d.value(value, v.Field(kf.index), kf, strings.TrimPrefix(place+"/"+kf.key, "/"))
@@ -155,7 +156,7 @@ func (d *decoder) leaf(n *yaml.Node, v reflect.Value, f field, l leaf) {
 }
 
 func (d *decoder) text(n *yaml.Node, v reflect.Value, f field) {
-	if allowed, ok := enums[v.Type()]; ok {
+	if allowed, ok := d.format.enum(v.Type()); ok {
 		if !slices.Contains(allowed, n.Value) || n.Kind != yaml.ScalarNode {
 			d.problem(n, "%q must be one of %s, not %s", f.key, strings.Join(allowed, ", "), valueOf(n))
 			return
@@ -171,7 +172,7 @@ func (d *decoder) text(n *yaml.Node, v reflect.Value, f field) {
 		d.problem(n, "%q must be text, not %s%s", f.key, kindOf(n), hint)
 		return
 	}
-	shape := forms[f.form]
+	shape := d.format.form(f.form)
 	switch {
 	case strings.TrimSpace(n.Value) == "":
 		d.problem(n, "%q is empty", f.key)
@@ -240,9 +241,9 @@ func (d *decoder) limit(n *yaml.Node, f field, within bool) {
 }
 
 // subject names a mapping: the whole file, which has no key, or an item of a list.
-func subject(f field) string {
+func (d *decoder) subject(f field) string {
 	if f.key == "" {
-		return "a scenario"
+		return d.format.What
 	}
 	return "an item of " + strconv.Quote(f.key)
 }
@@ -279,9 +280,9 @@ func valueOf(n *yaml.Node) string {
 	return kindOf(n)
 }
 
-// suggest completes a sentence about an unknown word: with the nearest of the
+// Suggest completes a sentence about an unknown word: with the nearest of the
 // known ones, or else with all of them if they fit into a sentence.
-func suggest(word string, known []string) string {
+func Suggest(word string, known []string) string {
 	if near := Nearest(word, known); near != "" {
 		return fmt.Sprintf("; did you mean %q?", near)
 	}

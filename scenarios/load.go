@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"reflect"
 	"regexp"
 	"strconv"
 	"strings"
@@ -52,7 +51,7 @@ func Load(nameOrFile string) (*Scenario, error) {
 	if data, err := builtin.ReadFile(nameOrFile + ".yaml"); err == nil {
 		return Parse("builtin:"+nameOrFile+".yaml", data)
 	}
-	data, err := readFile(nameOrFile)
+	data, err := ReadFile(nameOrFile)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\`) {
 		names := Names()
 		hint := ""
@@ -67,8 +66,9 @@ func Load(nameOrFile string) (*Scenario, error) {
 	return Parse(nameOrFile, data)
 }
 
-// readFile reads one byte more than is allowed at most, for Parse to refuse.
-func readFile(name string) ([]byte, error) {
+// ReadFile reads a file, of one that is larger than MaxSize only so much that
+// parsing refuses it.
+func ReadFile(name string) ([]byte, error) {
 	f, err := os.Open(name)
 	if err != nil {
 		return nil, err
@@ -81,14 +81,13 @@ func readFile(name string) ([]byte, error) {
 // problem, and all problems are told at once. The error is of type Errors;
 // file is only the name in it and in the scenario.
 func Parse(file string, data []byte) (*Scenario, error) {
-	d := newDecoder(file)
 	s := &Scenario{File: file}
-	if root := d.document(data); root != nil {
-		d.value(root, reflect.ValueOf(s).Elem(), field{}, "")
-		d.check(s)
+	x := scenarioFormat.Parse(file, data, s)
+	if x.Read() {
+		x.d.check(s)
 	}
-	if len(d.problems) > 0 {
-		return nil, d.problems.sorted()
+	if err := x.Err(); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -117,7 +116,7 @@ func (d *decoder) document(data []byte) *yaml.Node {
 	}
 	switch err := dec.Decode(&second); {
 	case err == nil:
-		d.problem(&second, "a second document begins here; a file holds one scenario")
+		d.problem(&second, "a second document begins here; a file holds %s", strings.Replace(d.format.What, "a ", "one ", 1))
 	case err != io.EOF:
 		d.syntax(data, err)
 	}

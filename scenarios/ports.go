@@ -75,10 +75,13 @@ func Union(sets ...PortSet) PortSet {
 func (s PortSet) Without(o PortSet) PortSet {
 	var out PortSet
 	for _, r := range s {
+		for len(o) > 0 && o[0].Last < r.First {
+			o = o[1:]
+		}
 		next := int(r.First)
 		for _, x := range o {
-			if x.Last < r.First || x.First > r.Last {
-				continue
+			if x.First > r.Last {
+				break
 			}
 			if int(x.First) > next {
 				out = append(out, PortRange{uint16(next), x.First - 1})
@@ -87,6 +90,22 @@ func (s PortSet) Without(o PortSet) PortSet {
 		}
 		if next <= int(r.Last) {
 			out = append(out, PortRange{uint16(next), r.Last})
+		}
+	}
+	return out
+}
+
+// Intersect gives the ports of s that are also in o.
+func (s PortSet) Intersect(o PortSet) PortSet {
+	var out PortSet
+	for len(s) > 0 && len(o) > 0 {
+		if first, last := max(s[0].First, o[0].First), min(s[0].Last, o[0].Last); first <= last {
+			out = append(out, PortRange{first, last})
+		}
+		if s[0].Last < o[0].Last {
+			s = s[1:]
+		} else {
+			o = o[1:]
 		}
 	}
 	return out

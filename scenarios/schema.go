@@ -22,29 +22,33 @@ var typesSource []byte
 // Schema returns the JSON Schema (draft 2020-12) of a scenario file, for
 // editors. It is made from the same types and tables as Parse, but cannot say
 // everything that Parse checks: references between parts of the file, for one.
-func Schema() ([]byte, error) {
-	help, err := comments(typesSource)
+func Schema() ([]byte, error) { return scenarioFormat.Schema(reflect.TypeFor[Scenario]()) }
+
+// Schema returns the JSON Schema (draft 2020-12) of the files that are read into t.
+func (f *Format) Schema(t reflect.Type) ([]byte, error) {
+	help, err := comments(f.Source)
 	if err != nil {
 		return nil, err
 	}
-	g := schemaMaker{help: help, defs: map[string]any{}}
-	root := g.object(reflect.TypeFor[Scenario]())
+	g := schemaMaker{format: f, help: help, defs: map[string]any{}}
+	root := g.object(t)
 	root["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-	root["title"] = SchemaID
+	root["title"] = f.ID
 	root["$defs"] = g.defs
 	var out bytes.Buffer
 	e := json.NewEncoder(&out)
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	if err := e.Encode(root); err != nil {
-		return nil, fmt.Errorf("scenario schema: %w", err)
+		return nil, fmt.Errorf("schema %s: %w", f.ID, err)
 	}
 	return out.Bytes(), nil
 }
 
 type schemaMaker struct {
-	help map[string]string // "Path.Ports": comment
-	defs map[string]any    // by the name of the type
+	format *Format
+	help   map[string]string // "Path.Ports": comment
+	defs   map[string]any    // by the name of the type
 }
 
 // object is the schema of a struct, with what check demands of its keys.
@@ -96,7 +100,7 @@ func (g schemaMaker) value(t reflect.Type, f field) map[string]any {
 	if l, ok := leaves[t]; ok {
 		return maps.Clone(l.json)
 	}
-	if values, ok := enums[t]; ok {
+	if values, ok := g.format.enum(t); ok {
 		return map[string]any{"type": "string", "enum": values}
 	}
 	switch t.Kind() {
@@ -112,8 +116,9 @@ func (g schemaMaker) value(t reflect.Type, f field) map[string]any {
 		}
 		return list
 	case reflect.String:
-		s := map[string]any{"type": "string", "pattern": forms[f.form].pattern.String()}
-		if n := forms[f.form].max; n > 0 {
+		shape := g.format.form(f.form)
+		s := map[string]any{"type": "string", "pattern": shape.pattern.String()}
+		if n := shape.max; n > 0 {
 			s["maxLength"] = n
 		}
 		return s

@@ -56,7 +56,6 @@ const label = `[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?`
 var forms = map[string]form{
 	"":         {regexp.MustCompile(`^[^\x00-\x08\x0b-\x1f\x7f-\x9f]+$`), 0, "text without control characters"},
 	"line":     {regexp.MustCompile(`^[^\x00-\x1f\x7f-\x9f]+$`), 0, "one line of text without control characters"},
-	"schema":   {regexp.MustCompile("^" + SchemaID + "$"), 0, "the schema that this program reads: " + SchemaID},
 	"name":     {regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*$`), 64, "a name: lower-case letters, digits and single hyphens"},
 	"id":       {regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?$`), 64, "an id: letters, digits, hyphens and dots"},
 	"file":     {regexp.MustCompile(`^[^/\\\x00-\x1f\x7f-\x9f]+$`), 0, "the name of a file without its folder"},
@@ -148,7 +147,7 @@ func fieldsOf(t reflect.Type) []field {
 	for i := range t.NumField() {
 		sf := t.Field(i)
 		key, options, _ := strings.Cut(sf.Tag.Get("yaml"), ",")
-		if key == "-" {
+		if key == "-" || !sf.IsExported() {
 			continue
 		}
 		f := field{index: i, key: key, name: sf.Name, required: options != "omitempty",

@@ -21,8 +21,9 @@ import (
 
 func experimentsCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "experiments",
-		Usage: "try what the documents say happens behind a firewall, and compare",
+		Name:   "experiments",
+		Before: needsNamespaces,
+		Usage:  "try what the documents say happens behind a firewall, and compare",
 		Description: "Each experiment is a firewall together with what a document says happens behind it.\n" +
 			"It is run, and its outcome is reported as confirmed, contradicted (with the evidence)\n" +
 			"or unmeasured (with the reason). Exit status 0 when all could be run, whatever they showed.",
@@ -61,7 +62,7 @@ func experiments(c *cli.Context) error {
 	if err := checkTimeout(c.Duration("timeout")); err != nil {
 		return err
 	}
-	if err := writable(c.String("json")); err != nil {
+	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
 		return err
 	}
 	if done, err := enterLab(c.Context); done || err != nil {
@@ -386,7 +387,7 @@ func writeRows(c *cli.Context, name string, rows []report.ExperimentRow) error {
 		return err
 	}
 	if err := writeWhole(name, b.Bytes()); err != nil {
-		return cannotWrite(name, err)
+		return cannotWrite(jsonFlag, name, err)
 	}
 	return nil
 }

@@ -33,6 +33,15 @@ func sideBySide() int {
 	return worlds
 }
 
+// needsNamespaces refuses what takes several labs at a time, or more of one than
+// keepers do.
+func needsNamespaces(c *cli.Context) error {
+	if keptHosts() == "" {
+		return nil
+	}
+	return usage("%s: needs labs of namespaces, and the hosts of %s make a single one; run it outside of the containers", c.Command.HelpName, hostsVariable)
+}
+
 func keepCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "keep",

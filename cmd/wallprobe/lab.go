@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -37,9 +38,9 @@ func labCommand() *cli.Command {
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
-		}, append(longFlags(), outputFlags()...)...),
+		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{experimentsCommand(), execCommand(), keepCommand(), viaCommand()},
+		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand(), keepCommand(), viaCommand()},
 	}
 }
 
@@ -91,12 +92,16 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
+	m.Explain = len(firewalls) == 1
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
 		return err
 	}
 	if err := checkTimeout(m.Timeout); err != nil {
+		return err
+	}
+	if m.Wiring, err = firewallConfig(c); err != nil {
 		return err
 	}
 	l, err := longConfig(c)
@@ -111,7 +116,7 @@ func labAction(c *cli.Context) error {
 			m.Client = append(m.Client, "--"+name, c.String(name))
 		}
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, list)
 	if err != nil {
 		return err
 	}
@@ -131,22 +136,12 @@ func labAction(c *cli.Context) error {
 	for _, r := range results {
 		out.add(r)
 	}
-	matrix := !c.Args().Present() || len(firewalls) > 1
-	if matrix && out.jsonName != "-" {
-		out.line.Clear()
-		if werr := report.Matrix(c.App.Writer, results, out.text); werr != nil {
-			return werr
-		}
-		if out.jsonName != "" {
-			err = errors.Join(err, out.save(results))
-		}
-	} else {
-		err = errors.Join(err, out.finish())
-	}
+	out.matrix = !c.Args().Present() || len(firewalls) > 1
+	err = errors.Join(err, out.finish())
 	if err != nil {
 		return err
 	}
-	if matrix {
+	if out.matrix {
 		return complete(results)
 	}
 	return verdictStatus(results)
@@ -227,35 +222,79 @@ func enterLab(ctx context.Context) (done bool, err error) {
 const worlds = 2
 
 // measureAll measures behind every firewall, in worlds of their own. Results
-// come in the order of the firewalls.
+// come in the order of the firewalls, and behind each in that of the scenarios.
 func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement, progress func(done int, doing string, soFar []*client.Result)) ([]*client.Result, error) {
-	results := make([][]*client.Result, len(firewalls))
-	errs := make([]error, len(firewalls))
+	parts := apart(m, len(firewalls))
+	results := make([][]*client.Result, len(firewalls)*len(parts))
+	errs := make([]error, len(results))
+	left := make([]int, len(firewalls)) // parts that are still to come
 	var mu sync.Mutex
 	done := 0
+	measure := func(fw, part int) {
+		i := fw*len(parts) + part
+		measured, err := measureOne(ctx, firewalls[fw], parts[part])
+		mu.Lock()
+		defer mu.Unlock()
+		results[i], errs[i] = measured, err
+		if left[fw]--; left[fw] == 0 {
+			done++
+			progress(done, firewalls[fw].Name, slices.Concat(results...))
+		}
+	}
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, sideBySide())
-	for i, f := range firewalls {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			if ctx.Err() != nil {
-				return
-			}
-			measured, err := measureOne(ctx, f, m)
-			mu.Lock()
-			defer mu.Unlock()
-			results[i], errs[i] = measured, err
-			done++
-			progress(done, f.Name, slices.Concat(results...))
-		})
+	for fw := range firewalls {
+		left[fw] = len(parts)
+		for _, part := range longestFirst(parts) {
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				if ctx.Err() == nil {
+					measure(fw, part)
+				}
+			})
+		}
 	}
 	wg.Wait()
-	err := errors.Join(errs...)
+	err := cmp.Or(errs...) // where rules cannot be loaded, each world says the same
 	if ctx.Err() != nil {
 		err = stopped()
 	}
 	return slices.Concat(results...), err
+}
+
+// apart gives each scenario a world of its own where there are fewer firewalls
+// than worlds to measure in. In one world they would share ports, addresses and
+// counters, and so have to wait for each other.
+func apart(m lab.Measurement, firewalls int) []lab.Measurement {
+	if firewalls >= worlds {
+		return []lab.Measurement{m}
+	}
+	var out []lab.Measurement
+	for _, s := range m.Scenarios {
+		m.Scenarios = []*scenarios.Scenario{s}
+		out = append(out, m)
+	}
+	return out
+}
+
+// longestFirst orders parts by how many ports they have to try, so that none
+// of the long ones is left alone at the end.
+func longestFirst(parts []lab.Measurement) []int {
+	ports := func(i int) (n int) {
+		for _, s := range parts[i].Scenarios {
+			for _, p := range s.Paths {
+				n += p.Ports.Len()
+			}
+		}
+		return n
+	}
+	order := make([]int, len(parts))
+	for i := range order {
+		order[i] = i
+	}
+	slices.SortStableFunc(order, func(a, b int) int { return cmp.Compare(ports(b), ports(a)) })
+	return order
 }
 
 func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results []*client.Result, err error) {
@@ -269,7 +308,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 // inWorld does something in the world that a measurement asks for.
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
-	cfg.Firewall = f
+	cfg.Firewall, cfg.Wiring = f, m.Wiring
 	w, err := buildWorld(ctx, cfg)
 	if err != nil {
 		return labError(err)
@@ -307,11 +346,11 @@ func execCommand() *cli.Command {
 		Description: "Hosts: host and lan2 (inside), firewall, server and other (outside). A reflector with\n" +
 			"every documented port runs on server unless --bare is given. Example:\n" +
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
 			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
-		},
+		}, firewallFlags()...),
 		Action: execAction,
 	}
 }
@@ -324,6 +363,10 @@ func execAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wiring, err := firewallConfig(c)
+	if err != nil {
+		return err
+	}
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -332,7 +375,7 @@ func execAction(c *cli.Context) error {
 		return err
 	}
 	cfg := lab.ConfigFor(list)
-	cfg.Firewall, cfg.Hosts = firewalls[0], []string{"lan2", "other"}
+	cfg.Firewall, cfg.Wiring, cfg.Hosts = firewalls[0], wiring, []string{"lan2", "other"}
 	w, err := buildWorld(c.Context, cfg)
 	if err != nil {
 		return labError(err)

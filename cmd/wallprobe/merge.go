@@ -1,12 +1,13 @@
 package main
 
 import (
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/urfave/cli/v2"
 
 	"github.com/wallprobe/wallprobe/client"
-	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -29,7 +30,7 @@ func merge(c *cli.Context) error {
 	if c.NArg() != 2 {
 		return usage("merge: needs two files, the client's result and the reflector's journal; see wallprobe merge --help")
 	}
-	results, err := readResults(c.Args().Get(0))
+	results, err := openResults(c, "merge", c.Args().Get(0))
 	if err != nil {
 		return err
 	}
@@ -41,7 +42,7 @@ func merge(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, slices.Collect(maps.Values(known)))
 	if err != nil {
 		return err
 	}
@@ -58,19 +59,6 @@ func merge(c *cli.Context) error {
 		return err
 	}
 	return verdictStatus(results)
-}
-
-func readResults(name string) ([]*client.Result, error) {
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, usage("merge: %v", err)
-	}
-	defer f.Close()
-	results, err := report.ReadJSON(f)
-	if err != nil {
-		return nil, usage("%s: %v", name, err)
-	}
-	return results, nil
 }
 
 func readJournal(name string) (*client.Journal, error) {

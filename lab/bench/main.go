@@ -32,6 +32,7 @@ import (
 func main() {
 	program := flag.String("program", "bin/wallprobe", "the wallprobe binary")
 	runs := flag.Int("runs", 3, "runs of each figure; the median is shown")
+	only := flag.String("only", "", "measure one `part` alone: lab, all, rates, reflector, udp or tcp")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -52,7 +53,7 @@ func main() {
 		os.Exit(status)
 	}
 	b := &bench{program: path, runs: max(*runs, 1)}
-	if err := b.all(ctx); err != nil {
+	if err := b.measure(ctx, *only); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -67,10 +68,23 @@ type bench struct {
 	figures []figure
 }
 
-func (b *bench) all(ctx context.Context) error {
+// measure measures every part, or the one that is named.
+func (b *bench) measure(ctx context.Context, only string) error {
+	type part struct {
+		name string
+		run  func(context.Context) error
+	}
+	parts := []part{{"lab", b.labRuns}, {"all", b.allScenarios}, {"rates", b.rates}, {"reflector", b.reflector}, {"udp", b.udpSweep}, {"tcp", b.tcpSweep}}
+	if only != "" {
+		i := slices.IndexFunc(parts, func(p part) bool { return p.name == only })
+		if i < 0 {
+			return fmt.Errorf("-only %s: there is no such part; see -h", only)
+		}
+		parts = parts[i : i+1]
+	}
 	defer b.print() // what was measured until then is not lost
-	for _, part := range []func(context.Context) error{b.labRuns, b.allScenarios, b.rates, b.reflector, b.udpSweep, b.tcpSweep} {
-		if err := part(ctx); err != nil {
+	for _, p := range parts {
+		if err := p.run(ctx); err != nil {
 			return err
 		}
 	}

@@ -58,6 +58,18 @@ func (b *bench) udpSweep(ctx context.Context) error {
 	return nil
 }
 
+// limit is what path and machine can carry of a sweep at best, in a world of
+// its own.
+func (b *bench) limit(ctx context.Context) (time.Duration, error) {
+	cfg := lab.Config{Firewall: lab.Firewall{Name: "bench", Text: []byte(udpRules)}, Own: []netip.Prefix{manyAddrs}}
+	w, err := lab.Build(ctx, cfg)
+	if err != nil {
+		return 0, err
+	}
+	defer w.Close()
+	return b.median(func() (time.Duration, error) { return echoAll(ctx, w) })
+}
+
 // echoAll sends a datagram for every flow to a bare echo server and counts
 // until all came back: what path and machine can carry.
 func echoAll(ctx context.Context, w *lab.World) (time.Duration, error) {

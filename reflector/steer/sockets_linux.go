@@ -109,6 +109,8 @@ func bind(t scenarios.Transport, at netip.AddrPort, steered bool, opts ...sockOp
 		return nil, err
 	}
 	if t == scenarios.TCP {
+		// Acknowledgements ride on answers, from the first one on (tcp(7)).
+		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
 		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1) // older kernels do not tell how a SYN arrived
 	}
 	s := &socket{fd: fd, transport: t, steered: steered}

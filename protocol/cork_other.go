@@ -1,0 +1,7 @@
+//go:build !linux
+
+package protocol
+
+import "net"
+
+func cork(net.Conn) {}
