@@ -55,9 +55,9 @@ func TestInterfacesAreFoundWhereverRulesSpeakOfThem(t *testing.T) {
 		`{"match":{"op":"==","left":{"concat":[{"meta":{"key":"iifname"}},{"payload":{"protocol":"tcp","field":"dport"}}]},"right":"@pairs"}}`: "eth1",
 		"netdev " + is("iifname", `"eth1"`):                                                                                                    "eth1 unrouted",
 	} {
-		found, hooks, err := readMentions(listed(rule), nil)
+		read, err := readMentions(listed(rule), nil)
 		var got []string
-		for _, m := range found {
+		for _, m := range read.interfaces {
 			text := m.name
 			for word, is := range map[string]bool{" out": m.out && !m.masked, " out masked": m.out && m.masked, " masked": !m.out && m.masked, " behind": m.behind, " unrouted": !m.routed} {
 				if is {
@@ -66,8 +66,8 @@ func TestInterfacesAreFoundWhereverRulesSpeakOfThem(t *testing.T) {
 			}
 			got = append(got, text)
 		}
-		if s := strings.Join(got, ", "); s != want || err != nil || len(hooks) != 1 {
-			t.Errorf("%s: %q, %v, hooks %v; want %q", rule, s, err, hooks, want)
+		if s := strings.Join(got, ", "); s != want || err != nil || len(read.hooks) != 1 {
+			t.Errorf("%s: %q, %v, hooks %v; want %q", rule, s, err, read.hooks, want)
 		}
 	}
 }
@@ -138,9 +138,9 @@ func TestManyRulesAreReadInLittleTime(t *testing.T) {
 		objects = append(objects, fmt.Sprintf(`{"rule":{"family":"ip","table":"t","chain":"c%d","expr":[%s,{"jump":{"target":"c%d"}},{"jump":{"target":"c%d"}}]}}`, i, is("oifname", `"@s"`), i+1, i+2))
 	}
 	objects = append(objects, `{"set":{"family":"ip","table":"t","name":"s","elem":["eth0","eth1"]}}`)
-	found, _, err := readMentions([]byte(`{"nftables":[`+strings.Join(objects, ",")+`]}`), nil)
-	if err != nil || len(found) != 2 {
-		t.Errorf("%v, %v", found, err)
+	read, err := readMentions([]byte(`{"nftables":[`+strings.Join(objects, ",")+`]}`), nil)
+	if err != nil || len(read.interfaces) != 2 {
+		t.Errorf("%v, %v", read.interfaces, err)
 	}
 }
 
@@ -172,5 +172,38 @@ func TestWhatRemovesTablesThatAreNotThereIsLeftOut(t *testing.T) {
 	want := "#!/usr/sbin/nft -f\n                           \n              \n                 \ntable inet a {\n}\ntable d\ndelete table ip d\nadd table ip6 c;\nflush table ip6 c\n"
 	if diff := cmp.Diff(want, string(withoutRemovals([]byte(text)))); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestNetworksOfTheRulesThatTheInsideHasNotAreTold(t *testing.T) {
+	from := func(op, addr string, bits int) string {
+		return fmt.Sprintf(`{"match":{"op":%q,"left":{"payload":{"protocol":"ip","field":"saddr"}},"right":{"prefix":{"addr":%q,"len":%d}}}}`, op, addr, bits)
+	}
+	const note = "the rules speak of the network 192.168.0.0/24, and the inside is 10.77.1.0/24; to give it that one: --inside lan0=192.168.0.1/24"
+	cases := []struct {
+		rules []string
+		asked string
+		want  string
+	}{
+		{[]string{from("==", "192.168.0.0", 24)}, "lan0", note},
+		{[]string{from("==", "192.168.0.0", 24)}, "lan0=10.9.9.1/24", ""},
+		{[]string{from("!=", "192.168.0.0", 24)}, "lan0", ""},
+		{[]string{from("==", "192.168.0.0", 16)}, "lan0", ""},
+		{[]string{from("==", "203.0.113.0", 24)}, "lan0", ""},
+		{[]string{from("==", "192.168.0.0", 24), from("==", "10.77.0.0", 16)}, "lan0", ""},
+		{[]string{from("==", "fd12::", 64)}, "br0=10.9.9.1/24", "the rules speak of the network fd12::/64, and the inside is fd77:0:0:1::/64; to give it that one: --inside br0=fd12::1/64"},
+	}
+	for _, c := range cases {
+		read, err := readMentions(listed(c.rules...), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inside, err := ParseInterface(c.asked)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(foreign(read.networks, Wiring{Inside: inside}), "; "); got != c.want {
+			t.Errorf("%s with --inside %s: %q, want %q", c.rules, c.asked, got, c.want)
+		}
 	}
 }

@@ -47,7 +47,7 @@ const examples = "/usr/share/doc/nftables/examples"
 // the kernel, with what is said of them.
 var otherExamples = map[string]string{
 	"overview":      "no chain in it has a hook",
-	"sets_and_maps": ":8: there is no interface eth0, eth1, eth2 and eth3 here; ",
+	"sets_and_maps": ":8: there is no interface eth0, eth1, eth2 or eth3 here; ",
 }
 
 func TestDebiansExamplesLoadOrAreRefusedInNFTsWords(t *testing.T) {
@@ -114,6 +114,30 @@ func unpack(t *testing.T, from, to string) {
 	}
 	if err := os.WriteFile(to, b, 0o644); err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestFlowTablesLoadOrAreRefusedWithTheWayOut(t *testing.T) {
+	needLab(t)
+	f, err := OpenFirewall("../testdata/firewalls/fw4-offload.nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := Build(t.Context(), Config{Firewall: f})
+	if err == nil {
+		t.Log("the kernel here has flow tables")
+		if got := w.config.Inside.Name + " " + w.config.Outside.Name; got != "br-lan wan" {
+			t.Errorf("inside and outside are %s", got)
+		}
+		if err := w.Close(); err != nil {
+			t.Error(err)
+		}
+		return
+	}
+	for _, want := range []string{"fw4-offload.nft:13:12-13: Error: Could not process rule: ", "\nThe kernel here has no flow tables "} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q in it", err, want)
+		}
 	}
 }
 
@@ -233,7 +257,7 @@ func TestInterfacesAreTakenFromTheRules(t *testing.T) {
 	if got := w.config.Inside.Name + " " + w.config.Outside.Name; got != "vlan10 ppp0" {
 		t.Errorf("inside and outside are %s", got)
 	}
-	if err := w.Load(ownRules(t, "other.nft", strings.NewReplacer("vlan10", "vlan11", "ppp0", "ppp1").Replace(string(f.Text)))); err == nil || !strings.Contains(err.Error(), "there is no interface vlan11 and ppp1 here; you say") {
+	if err := w.Load(ownRules(t, "other.nft", strings.NewReplacer("vlan10", "vlan11", "ppp0", "ppp1").Replace(string(f.Text)))); err == nil || !strings.Contains(err.Error(), "there is no interface vlan11 or ppp1 here; you say") {
 		t.Errorf("rules of other interfaces, loaded later: %v", err)
 	}
 }
