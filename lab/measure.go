@@ -36,6 +36,7 @@ type Measurement struct {
 	Program   string                                    // the wallprobe binary; empty is the running one
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
+	Paths     []string                                  // to measure, of those that a scenario has; nil is all
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
 	Explain   bool                                      // adds to findings which rules decided them
 	Progress  func(client.Progress)
@@ -327,6 +328,11 @@ func (t *trial) runClient(ctx context.Context, e nearEnd, out *firstByte) error 
 	}
 	if lan := t.world.Host(lan2Name); lan != nil {
 		args = append(args, "--lan", address(lan, t.m.IPv6).String())
+	}
+	for _, p := range s.Paths {
+		if slices.Contains(t.m.Paths, p.ID) {
+			args = append(args, "--path", p.ID)
+		}
 	}
 	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
 	var complaints bytes.Buffer

@@ -108,9 +108,7 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range c.StringSlice("path") {
-		m.Client = append(m.Client, "--path", id)
-	}
+	m.Paths = c.StringSlice("path")
 	for _, name := range []string{"bytes", "idle"} {
 		if c.String(name) != "" {
 			m.Client = append(m.Client, "--"+name, c.String(name))
