@@ -58,37 +58,44 @@ type asked struct {
 	flow flow
 }
 
-// questions are what to ask about a result. Rules begin and end at numbers that
+// questions are what to ask about results. Rules begin and end at numbers that
 // they name, so the ports next to these stand for all the others.
-func questions(r *client.Result, named []uint16) []question {
+func questions(results []*client.Result, named []uint16, which func(client.Verdict) bool) []question {
 	var out []question
-	for i := range r.Findings {
-		f := &r.Findings[i]
-		if f.Direction == scenarios.LAN || f.Direction == scenarios.Loop {
-			continue // no firewall stands there
-		}
-		if len(f.Parts) == 0 {
-			out = append(out, questionOf(f, f.Verdict, f.Ports, "", named, &f.DecidedBy))
-			continue
-		}
-		for j := range f.Parts {
-			p := &f.Parts[j]
-			out = append(out, questionOf(f, p.Verdict, p.Ports, p.Target, named, &p.DecidedBy))
+	for _, r := range results {
+		for i := range r.Findings {
+			out = append(out, questionsOf(&r.Findings[i], named)...)
 		}
 	}
-	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 })
+	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 || !which(q.verdict) })
 }
 
-func questionOf(f *client.Finding, v client.Verdict, ports scenarios.PortSet, target string, named []uint16, answer *[]client.Decision) question {
-	if len(f.LocalPorts) > 0 && target == "" && len(f.Parts) == 0 {
-		ports = f.LocalPorts
+// questionsOf asks about a finding or about each of its parts.
+func questionsOf(f *client.Finding, named []uint16) []question {
+	switch {
+	case f.Direction == scenarios.LAN || f.Direction == scenarios.Loop:
+		return nil // no firewall stands there
+	case len(f.Parts) == 0:
+		ports := f.Ports
+		if len(f.LocalPorts) > 0 {
+			ports = f.LocalPorts
+		}
+		return []question{questionOf(f, client.Part{Verdict: f.Verdict, Ports: ports}, named, &f.DecidedBy)}
 	}
-	q := question{verdict: v, ports: ports, answer: answer}
-	if v == client.Unmeasured || v == client.Refused || v == client.Impostor {
+	var out []question
+	for i := range f.Parts {
+		out = append(out, questionOf(f, f.Parts[i], named, &f.Parts[i].DecidedBy))
+	}
+	return out
+}
+
+func questionOf(f *client.Finding, p client.Part, named []uint16, answer *[]client.Decision) question {
+	q := question{verdict: p.Verdict, ports: p.Ports, answer: answer}
+	if p.Verdict == client.Unmeasured || p.Verdict == client.Refused || p.Verdict == client.Impostor {
 		return q
 	}
-	for _, port := range marks(ports, named) {
-		if fl, ok := flowOf(f, port, target); ok && len(q.asked) < maxFlows {
+	for _, port := range marks(p.Ports, named) {
+		if fl, ok := flowOf(f, port, p.Target); ok && len(q.asked) < maxFlows {
 			q.asked = append(q.asked, asked{port, fl})
 		} else if ok {
 			q.sampled = true

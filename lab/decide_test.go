@@ -40,10 +40,11 @@ func TestQuestionsFollowWhatWasTried(t *testing.T) {
 		{Path: "inward", Direction: scenarios.In, Transport: scenarios.TCP, Verdict: client.RequestLost, Ports: portSet(t, "8040"),
 			Evidence: near(client.Observation{Ports: portSet(t, "8040"), Inward: true, Local: netip.MustParseAddr("198.51.100.1")})},
 		{Path: "lan", Direction: scenarios.LAN, Transport: scenarios.TCP, Verdict: client.Open, Ports: portSet(t, "70"), Evidence: near(client.Observation{Ports: portSet(t, "70")})},
+		{Path: "not asked for", Direction: scenarios.Out, Transport: scenarios.TCP, Verdict: client.Degraded, Ports: portSet(t, "443"), Evidence: near(client.Observation{Ports: portSet(t, "443")})},
 		{Path: "unmeasured", Direction: scenarios.Out, Transport: scenarios.TCP, Verdict: client.Unmeasured, Ports: portSet(t, "443")},
 	}}
 	var got []string
-	for _, q := range questions(r, []uint16{39999, 40000, 40001}) {
+	for _, q := range questions([]*client.Result{r}, []uint16{39999, 40000, 40001}, func(v client.Verdict) bool { return v != client.Degraded }) {
 		said := []string{string(q.verdict)}
 		for _, a := range q.asked {
 			said = append(said, fmt.Sprintf("%d:%s/%s own %d inward %v", a.port, a.flow.to, a.flow.transport, a.flow.own, a.flow.inward))

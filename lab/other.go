@@ -31,7 +31,9 @@ func (*World) Host(string) *Host { return nil }
 func (*World) Counters() ([]Rule, error) { return nil, errNotLinux }
 
 // Explain always fails.
-func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
+func (*World) Explain(context.Context, []*client.Result, func(client.Verdict) bool) error {
+	return errNotLinux
+}
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }

@@ -17,19 +17,15 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// Explain adds to the findings of results which rules decided them. For that it
-// sends a few packets like those of each finding and follows them through the
+// Explain adds to findings of results, those with a verdict that which takes, the rules that
+// decided them. For that it sends a few packets like those of each finding and follows them through the
 // rules; counters count these as well. Reflectors and clients must have ended.
-func (w *World) Explain(ctx context.Context, results []*client.Result) error {
+func (w *World) Explain(ctx context.Context, results []*client.Result, which func(client.Verdict) bool) error {
 	set, err := w.ruleset()
 	if err != nil {
 		return err
 	}
-	named := namedPorts(set.text)
-	var all []question
-	for _, r := range results {
-		all = append(all, questions(r, named)...)
-	}
+	all := questions(results, namedPorts(set.text), which)
 	fates := make(map[flow]*fate)
 	var flows []flow
 	for _, q := range all {

@@ -137,7 +137,8 @@ func newDiff(c *cli.Context, sides [2]side) (*diff, error) {
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return nil, err
 	}
-	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON, Explain: true}
+	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON,
+		Explain: func(client.Verdict) bool { return true }}
 	if m.Roles, err = rolesFor(list, c.String("as"), false); err != nil {
 		return nil, err
 	}
