@@ -14,6 +14,7 @@ import (
 	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 func diffCommand() *cli.Command {
@@ -179,8 +180,8 @@ func (d *diff) run(ctx context.Context) (expect.Comparison, error) {
 // place of what was found before.
 func (d *diff) again(ctx context.Context, results [2][]*client.Result, paths []string) (err error) {
 	m := d.m
-	m.Timeout, m.Paths = 2*m.Timeout, paths
-	if m.Scenarios, err = confined(d.m.Scenarios, paths); err != nil {
+	m.Timeout, m.Paths = 2*m.Timeout, slices.Concat(paths, carriers(d.m.Scenarios, paths))
+	if m.Scenarios, err = confined(d.m.Scenarios, m.Paths); err != nil {
 		return err
 	}
 	more, err := d.measure(ctx, m)
@@ -189,10 +190,26 @@ func (d *diff) again(ctx context.Context, results [2][]*client.Result, paths []s
 	}
 	for i := range results {
 		for _, r := range results[i] {
-			d.replace(r, more[i])
+			d.replace(r, more[i], paths)
 		}
 	}
 	return nil
+}
+
+// carriers are paths over which the two ends can speak with each other: a call
+// from outside has to be asked for. There are none where no path needs that.
+func carriers(list []*scenarios.Scenario, paths []string) (ids []string) {
+	for _, s := range list {
+		called := slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool {
+			return p.Direction == scenarios.In && slices.Contains(paths, p.ID)
+		})
+		for _, p := range s.Paths {
+			if called && p.Direction == scenarios.Out && slices.Contains(p.Transport, scenarios.TCP) && p.Ports.Len() == 1 {
+				ids = append(ids, p.ID)
+			}
+		}
+	}
+	return ids
 }
 
 // unproven are the paths of changes that traced packets do not bear out: these
@@ -212,15 +229,16 @@ func unproven(c expect.Comparison, try int) (ids []string) {
 	return ids
 }
 
-// replace puts findings that were measured again in the place of the first ones.
-func (d *diff) replace(r *client.Result, again []*client.Result) {
+// replace puts findings that were measured again in the place of the first ones,
+// unless they say less.
+func (d *diff) replace(r *client.Result, again []*client.Result, paths []string) {
 	for _, a := range again {
-		if a.Scenario != r.Scenario || a.Role != r.Role {
+		if a.Scenario != r.Scenario || a.Role != r.Role || !a.Complete {
 			continue
 		}
 		for _, f := range a.Findings {
 			at := slices.IndexFunc(r.Findings, func(o client.Finding) bool { return o.Path == f.Path && o.Transport == f.Transport })
-			if at >= 0 && a.Complete {
+			if at >= 0 && slices.Contains(paths, f.Path) && (told(f) || !told(r.Findings[at])) {
 				r.Findings[at] = f
 			}
 		}
@@ -258,4 +276,9 @@ func (s side) wrong(err error) error {
 		status = e.status
 	}
 	return &exitError{status, fmt.Sprintf("--%s: %s", s.name, strings.TrimSpace(err.Error()))}
+}
+
+// told tells whether a finding says how its path fares.
+func told(f client.Finding) bool {
+	return f.Verdict != client.Unmeasured && f.Verdict != client.Silent
 }
