@@ -73,6 +73,11 @@ func TestDecisionsAreToldAsFarAsTheyAreKnown(t *testing.T) {
 	passed := func(n, back uint64) *fate {
 		return &fate{request: course{begun: true, let: ruleRef{chain, n}}, reply: course{begun: true, let: ruleRef{chain, back}}}
 	}
+	translated := func(n, to, back uint64) *fate {
+		f := passed(n, back)
+		f.request.translated = ruleRef{chain, to}
+		return f
+	}
 	unanswered := func(n, back uint64) *fate {
 		f := passed(n, 0)
 		f.reply = course{begun: true, dropped: ruleRef{chain, back}}
@@ -101,13 +106,14 @@ func TestDecisionsAreToldAsFarAsTheyAreKnown(t *testing.T) {
 		{"lost, and traced through", client.RequestLost, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
 		{"open, and traced to a drop", client.Open, "443", map[uint16]*fate{443: dropped(3)}, false, ""},
 		{"open", client.Open, "443", map[uint16]*fate{443: passed(1, 2)}, false, "1, answers 2"},
+		{"open, translated", client.Open, "1-2", map[uint16]*fate{1: translated(1, 4, 2), 2: translated(1, 4, 2)}, false, "1, 4, answers 2"},
 		{"answers lost", client.ReplyLost, "443", map[uint16]*fate{443: unanswered(1, 2)}, false, "answers 2"},
 		{"answers lost, requests dropped", client.ReplyLost, "443", map[uint16]*fate{443: dropped(3)}, false, ""},
 		{"cut, and nothing dropped", client.Cut, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
 		{"cut", client.Cut, "443", map[uint16]*fate{443: {request: course{begun: true}, late: course{begun: true, dropped: ruleRef{chain, 5}}, lateBack: true}}, false, "answers 5"},
 		{"altered", client.Altered, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
-		{"some of many, alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(3)}, true, "3"},
-		{"some of many, not alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(2)}, true, ""},
+		{"some of many, alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(3)}, true, "3 for 1,5"},
+		{"some of many, not alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(2)}, true, "3 for 1, 2 for 5"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			var answer []client.Decision
