@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -26,7 +27,7 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 		return err
 	}
 	w.mu.Lock()
-	w.loaded, w.source = f, nil
+	w.loaded, w.source, w.notes = f, nil, nil
 	w.mu.Unlock()
 	if f.Path == "" || len(f.Boxes) > 0 {
 		return nil
@@ -57,7 +58,20 @@ func (w *World) fit(ctx context.Context, f Firewall) error {
 		return &MisfitError{Firewall: f.Path, Why: place + " " + fits.why, instead: fits.instead, notes: fits.notes}
 	}
 	w.note(fits.notes...)
+	if len(f.Dumps) == 0 {
+		for _, pattern := range emptyIncludes(f.Text, filepath.Dir(f.Path)) {
+			w.note(fmt.Sprintf("include %q: there is no such file here, and nft goes on without", pattern))
+		}
+	}
 	return nil
+}
+
+// Notes are what a person has to know of a user's rules beside what they decide:
+// interfaces that were chosen for them, what they speak of and the lab lacks.
+func (w *World) Notes() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.notes)
 }
 
 // note keeps what a person has to know of the rules.
@@ -83,14 +97,13 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		if !ok {
 			return err
 		}
-		if more, err := w.furnishLinks(f, failed.message, made); err != nil {
+		if more, err := w.furnishLinks(ctx, f, failed.message, made); err != nil {
 			return err
 		} else if more {
 			continue
 		}
-		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
-		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message) + hint(message)}
+		message := asInFile(failed.message, source)
+		return &RulesError{Firewall: source, Message: message + hint(message)}
 	}
 }
 
@@ -100,7 +113,7 @@ const maxLinks = 64
 // furnishLinks makes the interfaces that nft looked for in vain, with nothing
 // behind them: rules know interfaces by number as well, and these must be there.
 // It tells whether it made one.
-func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool) (more bool, err error) {
+func (w *World) furnishLinks(ctx context.Context, f Firewall, complaint string, made map[string]bool) (more bool, err error) {
 	if f.Path == "" {
 		return false, nil
 	}
@@ -109,7 +122,7 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 			continue
 		}
 		made[name] = true
-		switch err := w.addLink(name, len(made)); {
+		switch err := w.addLink(ctx, name, len(made)); {
 		case errors.Is(err, unix.EEXIST):
 		case err != nil:
 			return false, fmt.Errorf("interface %s for the rules of %s: %w", name, f.Path, err)
@@ -121,7 +134,11 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 }
 
 // addLink adds an interface to the firewall that leads nowhere.
-func (w *World) addLink(name string, number int) error {
+func (w *World) addLink(ctx context.Context, name string, number int) error {
+	if w.keeper != "" {
+		_, _, err := request{Do: askLink, Name: name, Number: number}.send(ctx, w.keeper)
+		return err
+	}
 	return w.wires.do(func() error {
 		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {

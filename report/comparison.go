@@ -64,7 +64,7 @@ func pairLine(p expect.Pair) []string {
 
 // changes lays out the paths, and folds those that could not be told.
 func changes(p expect.Pair, o Options) (*Table, string) {
-	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24, Flex: 1}, {}, {}, {}}}
+	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24}, {}, {}, {}}}
 	var untold []string
 	var told []expect.Change
 	for _, c := range p.Changes {
@@ -126,6 +126,24 @@ func aside(c expect.Change) string {
 	return " (" + needs[c.Need] + ")"
 }
 
+// fewTargets names targets, the first of many.
+func fewTargets(targets []string) string {
+	const most = 3
+	if more := len(targets) - most; more > 1 {
+		return fmt.Sprintf("%s and %d more", strings.Join(targets[:most], ", "), more)
+	}
+	return strings.Join(targets, ", ")
+}
+
+// ChangeLine is a change in one line: "CRD-A3 3478/udp: open -> request-lost".
+func ChangeLine(c expect.Change) string {
+	what := strings.TrimSpace(c.Path + " " + changedPorts(c, Options{}))
+	if len(c.Targets) > 0 {
+		what += " at " + fewTargets(c.Targets)
+	}
+	return fmt.Sprintf("%s: %s -> %s", what, state(c.Old), state(c.New))
+}
+
 func changedPorts(c expect.Change, o Options) string {
 	text := ports(c.Ports, c.Transport)
 	if o.Details {
@@ -158,7 +176,7 @@ func byReasons(list []expect.Change) [][]expect.Change {
 func reasons(c expect.Change) []string {
 	var out []string
 	if len(c.Targets) > 0 {
-		out = append(out, "at "+few(c.Targets))
+		out = append(out, "at "+fewTargets(c.Targets))
 	}
 	sides := []struct {
 		name string
@@ -214,7 +232,7 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		if !c.Required {
 			title += " (optional)"
 		}
-		t.add(o.kind(c.Kind), cell{text: title}, cell{text: outcomeState(c.Old)}, cell{text: "->"}, cell{text: outcomeState(c.New)})
+		t.add(o.kind(c.Kind), cell{text: title}, cell{text: c.Old.Short()}, cell{text: "->"}, cell{text: c.New.Short()})
 		if c.Kind != expect.Broke && c.Old.Via != "" {
 			t.Note(1, "old: "+c.Old.Via)
 		}
@@ -223,18 +241,6 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		}
 	}
 	return t
-}
-
-func outcomeState(s expect.OutcomeState) string {
-	switch {
-	case s.Works && s.Way > 0:
-		return fmt.Sprintf("works by way %d", s.Way)
-	case s.Works:
-		return "works"
-	case s.Unknown:
-		return "unknown"
-	}
-	return "fails"
 }
 
 // additions says what was not measured before.

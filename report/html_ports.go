@@ -24,9 +24,11 @@ type (
 	}
 	mark struct {
 		Class, Label string
-		X, W         string // in hundredths of the width
+		X, W         string    // in hundredths of the width
+		Text         *markText // where there is room
 	}
-	chip struct{ Class, Ports, Verdict, Paths string }
+	markText struct{ X, Text string }
+	chip     struct{ Class, Ports, Verdict, Paths string }
 )
 
 // A stretch is a run of ports that fared alike.
@@ -61,7 +63,9 @@ var stripKinds = []struct {
 const (
 	maxChips = 40
 	maxRuns  = 400
-	lowest   = 1023 // of the well-known ports, which get a scale of their own
+	near     = 400  // ports apart at the most, and a neighbourhood is enlarged
+	maxNear  = 3    // neighbourhoods
+	roomy    = 0.11 // share of the width in which a range can be written
 )
 
 // stripsOf has a strip for each kind that the paths across the firewall use.
@@ -146,13 +150,13 @@ func newStrip(title string, runs []stretch) strip {
 	for _, r := range runs {
 		asked += int(r.Last) - int(r.First) + 1
 	}
-	s.Note = fmt.Sprintf("%s on which a path was tried; the rest of the strip is no path's", count(asked, "port"))
+	s.Note = fmt.Sprintf("%s of paths that were tried; where the strip is grey, no path was", count(asked, "port"))
 	if asked == 1<<16-1 {
-		s.Note = "every port belongs to a path that was tried"
+		s.Note = "every port is one of a path that was tried"
 	}
 	s.Scales = append(s.Scales, newScale(runs, 1, 1<<16-1, title))
-	if low := slices.IndexFunc(runs, func(r stretch) bool { return r.First > lowest }); low != 0 {
-		s.Scales = append(s.Scales, newScale(runs, 1, lowest, title+", well-known ports enlarged"))
+	for _, n := range neighbourhoods(runs) {
+		s.Scales = append(s.Scales, newScale(runs, int(n.First), int(n.Last), fmt.Sprintf("%s, %s enlarged", title, n)))
 	}
 	for i, r := range runs {
 		if i == maxChips {
@@ -162,6 +166,23 @@ func newStrip(title string, runs []stretch) strip {
 		s.Chips = append(s.Chips, chip{r.class(), r.String(), r.word(), few(r.paths)})
 	}
 	return s
+}
+
+// neighbourhoods are ranges with several runs that are hard to tell apart on the
+// strip as a whole.
+func neighbourhoods(runs []stretch) []scenarios.PortRange {
+	var out []scenarios.PortRange
+	for i := 0; i < len(runs); {
+		j := i
+		for j+1 < len(runs) && int(runs[j+1].First)-int(runs[j].Last) <= near && int(runs[j+1].Last)-int(runs[i].First) < 1<<12 {
+			j++
+		}
+		if j > i && len(out) < maxNear {
+			out = append(out, scenarios.PortRange{First: runs[i].First, Last: runs[j].Last})
+		}
+		i = j + 1
+	}
+	return out
 }
 
 func (s stretch) class() string {
@@ -176,17 +197,19 @@ func newScale(runs []stretch, first, last int, title string) scale {
 	width := float64(last - first + 1)
 	s := scale{}
 	var said []string
-	for _, step := range []int{0, 1, 2, 3} {
-		s.Ticks = append(s.Ticks, Group(max(first, step*(last+1)/4)))
-	}
-	s.Ticks = append(s.Ticks, Group(last))
+	s.Ticks = ticks(first, last)
 	for _, r := range coarse(runs, maxRuns) {
 		from, to := max(int(r.First), first), min(int(r.Last), last)
 		if from > to {
 			continue
 		}
 		label := fmt.Sprintf("%s: %s (%s)", r, r.word(), few(r.paths))
-		s.Runs = append(s.Runs, mark{r.class(), label, percent(float64(from-first) / width), percent(float64(to-from+1) / width)})
+		at, share := float64(from-first)/width, float64(to-from+1)/width
+		m := mark{Class: r.class(), Label: label, X: percent(at), W: percent(share)}
+		if share >= roomy {
+			m.Text = &markText{percent(at + share/2), r.String()}
+		}
+		s.Runs = append(s.Runs, m)
 		if len(said) < maxParts {
 			said = append(said, fmt.Sprintf("%s %s", r, r.word()))
 		}
@@ -196,6 +219,17 @@ func newScale(runs []stretch, first, last int, title string) scale {
 		s.Label += fmt.Sprintf(", and %s more", count(more, "range"))
 	}
 	return s
+}
+
+// ticks are ports at quarters of a scale, or its ends where it is short.
+func ticks(first, last int) []string {
+	out := []string{Group(first)}
+	if last-first >= 100 {
+		for i := 1; i < 4; i++ {
+			out = append(out, Group(first-1+i*(last-first+1)/4))
+		}
+	}
+	return append(out, Group(last))
 }
 
 func percent(share float64) string { return strings.TrimSuffix(fmt.Sprintf("%.3f", 100*share), ".000") }

@@ -14,6 +14,7 @@ import (
 // A pageProof is the evidence that a row opens.
 type (
 	pageProof struct {
+		Path     string
 		Quote    *pageQuote
 		Facts    [][2]string
 		Parts    []pagePart
@@ -30,7 +31,7 @@ type (
 
 // newProof gathers both ends' evidence of a finding, nil when there is none.
 func newProof(f *client.Finding, r *client.Result, s *scenarios.Scenario, d depth) *pageProof {
-	p := &pageProof{Quote: quoteOf(f, s)}
+	p := &pageProof{Path: reference(f, r.Findings), Quote: quoteOf(f, s)}
 	var left []string
 	cut := func(n, most int, thing string) int {
 		if n > most {

@@ -57,6 +57,12 @@ func Text(w io.Writer, r *client.Result, o Options) error {
 	for _, line := range pack(summary(r), "   ", o.width()) {
 		out.WriteString(line + "\n")
 	}
+	if len(r.Expectations) > 0 {
+		out.WriteByte('\n')
+		if err := Expectations(&out, r, o); err != nil {
+			return err
+		}
+	}
 	_, err := out.WriteTo(w)
 	return err
 }
