@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"io"
 	"os"
@@ -71,7 +70,9 @@ func compareCommand() *cli.Command {
 			failOnFlag(),
 			&cli.DurationFlag{Name: "slower", DefaultText: "times never count", Usage: "a round trip that grew by more than this `TIME`, such as 50ms, is worse"},
 			&cli.BoolFlag{Name: "any-reflector", Usage: "compare although the results were measured against different reflectors"},
-		}, comparisonFlags("what could be told only one time and why, and every port")...),
+			&cli.BoolFlag{Name: "details", Usage: "show what could be told only one time and why, and every port"},
+			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
+		}, formatFlags(comparisonFormats)...),
 		Action: compare,
 	}
 }
@@ -91,7 +92,7 @@ func compare(c *cli.Context) error {
 	if oldName == "-" && newName == "-" {
 		return usage("compare: only one of the two can be standard input")
 	}
-	files, err := comparisonFiles(c)
+	files, err := targets(c, comparisonFormats)
 	if err != nil {
 		return err
 	}
@@ -107,65 +108,17 @@ func compare(c *cli.Context) error {
 	if err != nil {
 		return usage("compare: %v", err)
 	}
-	if err := writeComparison(c, files, comparison, on); err != nil {
+	if err := writeComparison(c, comparison, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)
 }
 
-// A comparisonFormat is a form in which a comparison can be written beside the
-// text for a person.
-type comparisonFormat struct {
-	flag, what string
-	write      func(io.Writer, expect.Comparison, []expect.FailOn) error
-}
-
-// comparisonFormats are all there are.
-var comparisonFormats = []comparisonFormat{
-	{jsonFlag, "the comparison as JSON", func(w io.Writer, c expect.Comparison, _ []expect.FailOn) error { return report.ComparisonJSON(w, c) }},
-	{"junit", "JUnit XML for continuous integration", func(w io.Writer, c expect.Comparison, on []expect.FailOn) error {
-		return report.ComparisonJUnit(w, c, on...)
-	}},
-}
-
-// comparisonFlags are those of how a comparison is written; details says what is
-// shown with --details.
-func comparisonFlags(details string) (out []cli.Flag) {
-	for _, f := range comparisonFormats {
-		out = append(out, &cli.StringFlag{Name: f.flag, Usage: "write " + f.what + " to `FILE`, - for standard output"})
-	}
-	return append(out,
-		&cli.BoolFlag{Name: "details", Usage: "show " + details},
-		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"})
-}
-
-// comparisonFiles are the files that the flags name, by flag.
-func comparisonFiles(c *cli.Context) (map[string]string, error) {
-	return named(c, flagsOf(comparisonFormats, func(f comparisonFormat) string { return f.flag }))
-}
-
-// writeComparison writes to files, and to standard output the text, unless that
-// is one of the files.
-func writeComparison(c *cli.Context, files map[string]string, comparison expect.Comparison, on []expect.FailOn) error {
-	print := func() error { return report.Comparison(c.App.Writer, comparison, textOptions(c)) }
-	for _, f := range comparisonFormats {
-		name := files[f.flag]
-		if name == "" {
-			continue
-		}
-		var b bytes.Buffer
-		if err := f.write(&b, comparison, on); err != nil {
-			return err
-		}
-		if name == stdoutName {
-			print = func() error { _, err := b.WriteTo(c.App.Writer); return err }
-			continue
-		}
-		if err := writeWhole(name, b.Bytes()); err != nil {
-			return cannotWrite(f.flag, name, err)
-		}
-	}
-	return print()
+// writeComparison writes to files and to standard output.
+func writeComparison(c *cli.Context, comparison expect.Comparison, files []targetOf[expect.Comparison]) error {
+	return deliver(files, comparison, c.App.Writer, func() error {
+		return report.Comparison(c.App.Writer, comparison, textOptions(c))
+	})
 }
 
 // comparisonStatus is the exit status of a comparison that was printed. A void

@@ -33,7 +33,7 @@ func diffCommand() *cli.Command {
 			"be loaded, 3 inconclusive.\n\n" +
 			"  wallprobe lab diff --old office.nft --new office-new.nft screenconnect\n" +
 			"  git show HEAD:office.nft >old.nft; wallprobe lab diff --old old.nft --new office.nft",
-		Flags: slices.Concat([]cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "old", Usage: "`NAME|FILE` of the rules as they were"},
 			&cli.StringFlag{Name: "new", Usage: "`NAME|FILE` of the rules as they are to be"},
 			failOnFlag(),
@@ -41,7 +41,9 @@ func diffCommand() *cli.Command {
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.StringSliceFlag{Name: "path", Usage: "measure only the path with this `ID`; may be repeated"},
-		}, comparisonFlags("what could be told behind one of them only and why, and every port"), firewallFlags()),
+			&cli.BoolFlag{Name: "details", Usage: "show what could be told behind one of them only and why, and every port"},
+			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
+		}, slices.Concat(firewallFlags(), formatFlags(comparisonFormats))...),
 		Action: diffAction,
 	}
 }
@@ -59,7 +61,7 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	files, err := comparisonFiles(c)
+	files, err := targets(c, comparisonFormats)
 	if err != nil {
 		return err
 	}
@@ -75,7 +77,7 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeComparison(c, files, comparison, on); err != nil {
+	if err := writeComparison(c, comparison, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)
