@@ -22,7 +22,7 @@ import (
 
 // outputFlags are those of every command that measures.
 func outputFlags() []cli.Flag {
-	return append(formatFlags(),
+	return append(formatFlags(formats),
 		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
 		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
 	)
