@@ -45,11 +45,11 @@ func comparisonSuite(p expect.Pair, on []expect.FailOn) junitSuite {
 	for _, x := range p.Changes {
 		one := expect.Comparison{Pairs: []expect.Pair{{Changes: []expect.Change{x}}}}
 		what := x.Path + " " + changedPorts(x, Options{})
-		add(what+" "+x.Title, counted(one, on), string(x.Kind), fmt.Sprintf("%s: %s: %s -> %s", x.Kind, what, state(x.Old), state(x.New)), strings.Join(reasons(x), "\n"))
+		add(what+" "+x.Title, whatCounts(one, on), string(x.Kind), fmt.Sprintf("%s: %s: %s -> %s", x.Kind, what, state(x.Old), state(x.New)), strings.Join(reasons(x), "\n"))
 	}
 	for _, x := range p.Outcomes {
 		one := expect.Comparison{Pairs: []expect.Pair{{Outcomes: []expect.OutcomeChange{x}}}}
-		add("outcome "+x.ID+" "+x.Title, counted(one, on), string(x.Kind), fmt.Sprintf("%s: %s: %s -> %s", x.Kind, x.Title, x.Old, x.New), join("; ", x.New.Via, x.New.Why))
+		add("outcome "+x.ID+" "+x.Title, whatCounts(one, on), string(x.Kind), fmt.Sprintf("%s: %s: %s -> %s", x.Kind, x.Title, x.Old, x.New), join("; ", x.New.Via, x.New.Why))
 	}
 	for _, d := range p.Doubts {
 		add("the comparison stands", doubtful, "inconclusive", d, "")
@@ -58,8 +58,8 @@ func comparisonSuite(p expect.Pair, on []expect.FailOn) junitSuite {
 	return s
 }
 
-// counted is how a change stands that is alone in a comparison.
-func counted(one expect.Comparison, on []expect.FailOn) standing {
+// whatCounts is how a change stands, which is alone in a comparison.
+func whatCounts(one expect.Comparison, on []expect.FailOn) standing {
 	if one.Fails(on...) {
 		return fails
 	}

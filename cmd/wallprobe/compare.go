@@ -117,7 +117,7 @@ func compare(c *cli.Context) error {
 // writeComparison writes to files and to standard output.
 func writeComparison(c *cli.Context, what compared, files []targetOf[compared]) error {
 	return deliver(files, what, c.App.Writer, func() error {
-		return report.Comparison(c.App.Writer, what.Comparison, textOptions(c))
+		return report.Comparison(c.App.Writer, what.comparison, textOptions(c))
 	})
 }
 

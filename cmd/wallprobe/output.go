@@ -51,18 +51,18 @@ var formats = []formatOf[shown]{
 	{"html", "one page of HTML that needs no other file", func(w io.Writer, s shown) error { return report.HTML(w, s.results, s.known) }},
 }
 
-// compared is what commands that compare write.
+// What commands that compare write.
 type compared struct {
-	expect.Comparison
-	on []expect.FailOn // what counts as a failure
+	comparison expect.Comparison
+	on         []expect.FailOn // what counts as a failure
 }
 
 // comparisonFormats are all there are of comparisons.
 var comparisonFormats = []formatOf[compared]{
-	{jsonFlag, "the comparison as JSON", func(w io.Writer, c compared) error { return report.ComparisonJSON(w, c.Comparison) }},
-	{"junit", "JUnit XML for continuous integration", func(w io.Writer, c compared) error { return report.ComparisonJUnit(w, c.Comparison, c.on...) }},
-	{"markdown", "Markdown for a pull request", func(w io.Writer, c compared) error { return report.ComparisonMarkdown(w, c.Comparison) }},
-	{"html", "one page of HTML that needs no other file", func(w io.Writer, c compared) error { return report.ComparisonHTML(w, c.Comparison) }},
+	{jsonFlag, "the comparison as JSON", func(w io.Writer, c compared) error { return report.ComparisonJSON(w, c.comparison) }},
+	{"junit", "JUnit XML for continuous integration", func(w io.Writer, c compared) error { return report.ComparisonJUnit(w, c.comparison, c.on...) }},
+	{"markdown", "Markdown for a pull request", func(w io.Writer, c compared) error { return report.ComparisonMarkdown(w, c.comparison) }},
+	{"html", "one page of HTML that needs no other file", func(w io.Writer, c compared) error { return report.ComparisonHTML(w, c.comparison) }},
 }
 
 const jsonFlag = "json"
