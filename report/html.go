@@ -252,10 +252,19 @@ func titleOf(results []*client.Result) string {
 	if len(names) == 1 {
 		what = names[0]
 	}
-	if n := Firewalls(results); n > 1 {
-		return fmt.Sprintf("%s behind %s", what, count(n, "firewall"))
+	var firewalls []string
+	for _, r := range results {
+		if r.Firewall != nil && r.Firewall.Name != "" && !slices.Contains(firewalls, r.Firewall.Name) {
+			firewalls = append(firewalls, r.Firewall.Name)
+		}
 	}
-	return what + " " + nameOf(results[0], results)[strings.LastIndex(nameOf(results[0], results), ", ")+2:]
+	switch len(firewalls) {
+	case 0:
+		return fmt.Sprintf("%s, %s", what, count(len(results), "measurement"))
+	case 1:
+		return what + " behind " + firewalls[0]
+	}
+	return fmt.Sprintf("%s behind %s", what, count(len(firewalls), "firewall"))
 }
 
 // overall is the answer of several results.
@@ -456,13 +465,14 @@ type (
 func newPageMatrix(results []*client.Result, places []string) *pageMatrix {
 	m := newMatrix(results, Options{})
 	out := &pageMatrix{Columns: m.columns, Span: len(m.columns) + 1}
+	columns := columnsOf(results)
 	for _, g := range m.groups {
 		name := g.scenario + " as " + g.role
 		c, group := pageContents{Name: name}, pageGroup{Name: name}
 		ids := make(map[string]string) // by column
 		for i, r := range results {
 			if r.Scenario == g.scenario && r.Role == g.role {
-				column := columnOf(r, len(families(results)) > 1)
+				column := columns[r]
 				ids[column] = places[i]
 				if places[i] != "" {
 					c.Links = append(c.Links, pageLink{places[i], classes[worst(r)], column})

@@ -64,8 +64,9 @@ type (
 // the whole run: probes run side by side, so a case has none of its own.
 func JUnit(w io.Writer, results []*client.Result) error {
 	doc := junitSuites{}
+	columns := columnsOf(results)
 	for i, r := range results {
-		s, err := suite(r, len(families(results)) > 1)
+		s, err := suite(r, columns[r])
 		if err != nil {
 			return err
 		}
@@ -84,12 +85,11 @@ func JUnit(w io.Writer, results []*client.Result) error {
 	return err
 }
 
-func suite(r *client.Result, families bool) (junitSuite, error) {
+func suite(r *client.Result, column string) (junitSuite, error) {
 	var text strings.Builder
 	if err := Text(&text, r, Options{Width: 120, Details: true}); err != nil {
 		return junitSuite{}, err
 	}
-	column := columnOf(r, families)
 	s := junitSuite{
 		Name: clean(fmt.Sprintf("%s as %s, %s", r.Scenario, r.Role, behind(column, r))), Package: "wallprobe",
 		Timestamp: r.Started.UTC().Format("2006-01-02T15:04:05"), Hostname: "localhost", Time: fmt.Sprintf("%.3f", r.Seconds),
@@ -217,12 +217,4 @@ func ladder(oc *client.Outcome) string {
 		text += fmt.Sprintf("way %d, %s: %s\n", i+1, w.Title, state)
 	}
 	return text
-}
-
-func families(results []*client.Result) map[string]bool {
-	out := make(map[string]bool)
-	for _, r := range results {
-		out[r.Family] = true
-	}
-	return out
 }

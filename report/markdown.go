@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
@@ -62,19 +63,19 @@ func headlineOf(results []*client.Result) string {
 	case bad == 0:
 		return fmt.Sprintf("✅ %s, everything required works", count(len(results), "measurement"))
 	}
-	said := []string{}
+	st, said := doubtful, []string{}
 	if of[fails] > 0 {
-		said = append(said, fmt.Sprintf("❌ something required fails in %d", of[fails]))
+		st, said = fails, append(said, fmt.Sprintf("something required fails in %d", of[fails]))
 	}
 	if of[doubtful] > 0 {
-		said = append(said, fmt.Sprintf("❔ %d undecided", of[doubtful]))
+		said = append(said, fmt.Sprintf("%d could not be decided", of[doubtful]))
 	}
-	return fmt.Sprintf("%s of %s", strings.Join(said, ", "), count(len(results), "measurement"))
+	return fmt.Sprintf("%s of %s, %s", marks[st], count(len(results), "measurement"), strings.Join(said, " and "))
 }
 
 // nameOf tells a result from the others.
 func nameOf(r *client.Result, all []*client.Result) string {
-	column := columnOf(r, len(families(all)) > 1)
+	column := columnsOf(all)[r]
 	if r.Firewall != nil && r.Firewall.Name != "" {
 		column = "behind " + column
 	}
@@ -179,11 +180,15 @@ func (m *matrix) markdown(results []*client.Result) string {
 	for _, g := range m.groups {
 		t.row("**" + md(g.scenario+" as "+g.role) + "**")
 		for _, row := range g.rows {
-			cells := []string{md(outcomeTitle(row.outcome))}
+			title := md(outcomeTitle(row.outcome))
+			if len(row.outcome.Ways) > 1 {
+				title += "<br><sub>" + md(ways(row.outcome)) + "</sub>"
+			}
+			cells := []string{title}
 			for _, c := range m.columns {
 				text := cellAbsent
 				if v, ok := row.cells[c]; ok {
-					text = marks[standingOf(v.text, row.outcome.Optional)] + " " + v.text
+					text = marks[standingOf(v.text, row.outcome.Optional)] + " " + strings.Replace(v.text, cellUnknown, "unknown", 1)
 				}
 				cells = append(cells, text)
 			}
@@ -238,6 +243,9 @@ func (t *mdTable) String() string {
 // HTML, of which nobody sees anything.
 const nothing = "<!-- -->"
 
+// meaningful are colons of links and of emoji.
+var meaningful = regexp.MustCompile(`^:(//|[A-Za-z0-9_+-]+:)`)
+
 // md makes text harmless in Markdown: it becomes one line in which nothing is
 // markup, HTML, a link, a mention of a person or of an issue. Names in results
 // come from files, and reasons quote what strangers sent.
@@ -252,7 +260,7 @@ func md(s string) string {
 			b.WriteString("&gt;")
 		case r == '&':
 			b.WriteString("&amp;")
-		case r == ':' && !strings.HasPrefix(text[i+1:], " ") && i+1 < len(text), // schemes of links, emoji
+		case r == ':' && meaningful.MatchString(text[i:]),
 			strings.ContainsRune("@#!~%$^", r): // references of GitHub and GitLab
 			b.WriteString("\\" + string(r) + nothing)
 		case strings.ContainsRune("\\`*_{}[]()|+", r), i == 0 && strings.ContainsRune("-=", r), r == '.' && strings.Trim(text[:i], "0123456789") == "": // the last two begin a list or a heading
