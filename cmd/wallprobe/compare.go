@@ -108,16 +108,16 @@ func compare(c *cli.Context) error {
 	if err != nil {
 		return usage("compare: %v", err)
 	}
-	if err := writeComparison(c, comparison, files); err != nil {
+	if err := writeComparison(c, compared{comparison, on}, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)
 }
 
 // writeComparison writes to files and to standard output.
-func writeComparison(c *cli.Context, comparison expect.Comparison, files []targetOf[expect.Comparison]) error {
-	return deliver(files, comparison, c.App.Writer, func() error {
-		return report.Comparison(c.App.Writer, comparison, textOptions(c))
+func writeComparison(c *cli.Context, what compared, files []targetOf[compared]) error {
+	return deliver(files, what, c.App.Writer, func() error {
+		return report.Comparison(c.App.Writer, what.comparison, textOptions(c))
 	})
 }
 

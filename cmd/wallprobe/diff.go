@@ -77,7 +77,7 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeComparison(c, comparison, files); err != nil {
+	if err := writeComparison(c, compared{comparison, on}, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)

@@ -51,11 +51,18 @@ var formats = []formatOf[shown]{
 	{"html", "one page of HTML that needs no other file", func(w io.Writer, s shown) error { return report.HTML(w, s.results, s.known) }},
 }
 
+// What commands that compare write.
+type compared struct {
+	comparison expect.Comparison
+	on         []expect.FailOn // what counts as a failure
+}
+
 // comparisonFormats are all there are of comparisons.
-var comparisonFormats = []formatOf[expect.Comparison]{
-	{jsonFlag, "the comparison as JSON", report.ComparisonJSON},
-	{"markdown", "Markdown for a pull request", report.ComparisonMarkdown},
-	{"html", "one page of HTML that needs no other file", report.ComparisonHTML},
+var comparisonFormats = []formatOf[compared]{
+	{jsonFlag, "the comparison as JSON", func(w io.Writer, c compared) error { return report.ComparisonJSON(w, c.comparison) }},
+	{"junit", "JUnit XML for continuous integration", func(w io.Writer, c compared) error { return report.ComparisonJUnit(w, c.comparison, c.on...) }},
+	{"markdown", "Markdown for a pull request", func(w io.Writer, c compared) error { return report.ComparisonMarkdown(w, c.comparison) }},
+	{"html", "one page of HTML that needs no other file", func(w io.Writer, c compared) error { return report.ComparisonHTML(w, c.comparison) }},
 }
 
 const jsonFlag = "json"
@@ -76,7 +83,8 @@ type output struct {
 	known  []*scenarios.Scenario // whose documents are quoted
 	text   report.Options
 	line   *report.ProgressLine
-	matrix bool // the text is a matrix of outcomes by firewalls
+	matrix bool         // the text is a matrix of outcomes by firewalls
+	wanted expectations // which results are held against
 
 	mu      sync.Mutex
 	results []*client.Result
@@ -240,7 +248,9 @@ func (o *output) saveSoFar(results ...*client.Result) {
 	}
 }
 
+// add takes a result, and adds to it what came of its expectations.
 func (o *output) add(r *client.Result) {
+	o.wanted.judge(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.results = append(o.results, r)
@@ -281,7 +291,7 @@ func saveAll[T any](files []targetOf[T], what T) error {
 // print writes the text for a person.
 func (o *output) print() error {
 	if o.matrix {
-		return report.Matrix(o.stdout, o.results, o.text)
+		return errors.Join(report.Matrix(o.stdout, o.results, o.text), printExpectations(o.stdout, o.results, o.text))
 	}
 	for i, r := range o.results {
 		if i > 0 {
