@@ -217,13 +217,14 @@ func pageOf(t testing.TB, results []*client.Result) []byte {
 // samples are pages of every kind, by name.
 func samples(t testing.TB) map[string][]*client.Result {
 	return map[string][]*client.Result{
-		"worst":   worstResult(t),
-		"sample":  {sample()},
-		"matrix":  matrixResults(),
-		"offline": {offline()},
-		"parts":   {manyParts()},
-		"hostile": {hostile(nasty)},
-		"empty":   {},
+		"worst":    worstResult(t),
+		"sample":   {sample()},
+		"expected": {expected()},
+		"matrix":   matrixResults(),
+		"offline":  {offline()},
+		"parts":    {manyParts()},
+		"hostile":  {hostile(nasty)},
+		"empty":    {},
 	}
 }
 

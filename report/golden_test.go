@@ -53,6 +53,8 @@ func worstGoldens(t *testing.T) map[string]func(io.Writer) error {
 		"worst-markdown":      func(w io.Writer) error { return Markdown(w, worst) },
 		"worst-junit":         func(w io.Writer) error { return JUnit(w, worst) },
 		"worst-html":          func(w io.Writer) error { return bare(w, pageOf(t, worst)) },
+		"expected-markdown":   func(w io.Writer) error { return Markdown(w, []*client.Result{expected()}) },
+		"expected-junit":      func(w io.Writer) error { return JUnit(w, []*client.Result{expected()}) },
 		"matrix-markdown":     func(w io.Writer) error { return Markdown(w, matrixResults()) },
 		"comparison-markdown": func(w io.Writer) error { return ComparisonMarkdown(w, sampleComparison()) },
 		"comparison-html": func(w io.Writer) error {

@@ -121,6 +121,7 @@ type (
 		ID, Name, Answer, Class, Summary string
 		Facts                            [][2]string
 		Notices                          []string
+		Expectations                     []pageExpected
 		Outcomes                         []pageOutcome
 		Caption                          string
 		Pictures                         []*picture
@@ -131,7 +132,8 @@ type (
 		Rules                            []pageRule
 		Rewrites                         []string
 	}
-	pageOutcome struct {
+	pageExpected struct{ Class, State, What, Wanted, Measured, Why, Place string }
+	pageOutcome  struct {
 		Class, Title, Word string
 		Rungs              []rung
 	}
@@ -144,10 +146,7 @@ type (
 		ID, Path, Title, Where, Verdict, Class, Need, Near, Far, Why string
 		Proof                                                        *pageProof
 	}
-	pageRule struct {
-		Chain, Did, Text string
-		Index            int
-	}
+	pageRule struct{ Place, Did, Text string }
 )
 
 // classOf is the colour and the sign of a verdict: what passes, what passes
@@ -337,7 +336,12 @@ func explained(used []client.Verdict) []pageWord {
 func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.Scenario, d depth) *pageResult {
 	p := &pageResult{
 		ID: id, Name: nameOf(r, all), Answer: answer(r), Class: classes[worst(r)], Summary: strings.Join(summary(r), " "),
-		Facts: facts(r), Notices: notices(r, Options{}), Rewrites: rewrites(r),
+		Facts: facts(r), Notices: notices(r, Options{}), Rewrites: append(remarks(r), rewrites(r)...),
+	}
+	for i := range r.Expectations {
+		x := &r.Expectations[i]
+		e := newExpected(x)
+		p.Expectations = append(p.Expectations, pageExpected{classes[ofExpectation(x)], e.state, e.what, e.wanted, e.measured, e.why, e.place})
 	}
 	rows := p.addRows(r, s, d)
 	for i := range r.Outcomes {
@@ -348,7 +352,7 @@ func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.S
 	if r.Firewall != nil {
 		for _, rule := range r.Firewall.Rules {
 			if did := map[string]string{"drop": "dropped", "reject": "rejected"}[rule.Verdict]; did != "" && rule.Packets > 0 {
-				p.Rules = append(p.Rules, pageRule{rule.Chain, did + " " + Group(rule.Packets), rule.Text, rule.Index})
+				p.Rules = append(p.Rules, pageRule{ruleAt(rule), did + " " + Group(rule.Packets), rule.Text})
 			}
 		}
 	}
@@ -397,11 +401,11 @@ func why(f *client.Finding) string {
 	if f.Verdict == client.Partial && len(f.Parts) > 0 {
 		return join("; ", share(f), shorten(clean(f.Sentence()), 240), f.Why)
 	}
-	return f.Why
+	return join("; ", f.Why, deciders(f.DecidedBy, f.Verdict))
 }
 
 func newOutcome(oc *client.Outcome, r *client.Result, rows []string) pageOutcome {
-	out := pageOutcome{Class: classes[ofOutcome(oc)], Title: outcomeTitle(*oc), Word: outcomeWord(oc)}
+	out := pageOutcome{Class: classes[ofOutcome(oc, r)], Title: outcomeTitle(*oc), Word: outcomeWord(oc)}
 	taken := false
 	for _, w := range oc.Ways {
 		g := rung{Title: w.Title}

@@ -100,14 +100,19 @@ func suite(r *client.Result, column string) (junitSuite, error) {
 	add := func(name string, st standing, kind string, message, text string) {
 		s.add(junitCase{Name: clean(name), Class: class, Time: "0"}, st, junitReason{clean(message), kind, junitLines(text)})
 	}
+	for i := range r.Expectations {
+		x := &r.Expectations[i]
+		e := newExpected(x)
+		add(fmt.Sprintf("expected %s: %s (%s)", e.what, e.wanted, e.place), ofExpectation(x), string(x.State), join(": ", e.what, "expected "+e.wanted+", measured "+e.measured, e.why), "")
+	}
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		name := join(" ", join("/", f.Path, string(f.Transport)), f.Title)
-		add(name, ofPath(f), string(f.Verdict), join(": ", join(" ", f.Path, Where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
+		add(name, ofPath(f, r), string(f.Verdict), join(": ", join(" ", f.Path, Where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
 	}
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		add("outcome "+oc.ID+" "+outcomeTitle(*oc), ofOutcome(oc), outcomeWord(oc), join(": ", oc.Title, outcomeWord(oc), reason(*oc)), ladder(oc))
+		add("outcome "+oc.ID+" "+outcomeTitle(*oc), ofOutcome(oc, r), outcomeWord(oc), join(": ", oc.Title, outcomeWord(oc), reason(*oc)), ladder(oc))
 	}
 	if !r.Complete {
 		add("the run came to its end", doubtful, "incomplete", "it did not: "+r.Why, "")
@@ -200,6 +205,7 @@ func bothEnds(f *client.Finding, r *client.Result) string {
 	if len(f.Parts) > 0 {
 		lines = append(lines, "parts: "+shorten(clean(f.Sentence()), maxSentence))
 	}
+	lines = append(lines, decided(f)...)
 	return "\n" + strings.Join(lines, "\n") + "\n"
 }
 

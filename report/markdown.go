@@ -117,10 +117,18 @@ func section(r *client.Result, name string, folded bool) string {
 // failing is a table of what fails, and one of what stops it.
 func failing(r *client.Result) string {
 	var b strings.Builder
+	expectations := mdTable{head: []string{"", "Expectation", "Expected", "Measured", "Why"}}
+	for i := range r.Expectations {
+		if s := ofExpectation(&r.Expectations[i]); s != holds {
+			e := newExpected(&r.Expectations[i])
+			expectations.row(marks[s]+" "+e.state, md(e.what), md(e.wanted), md(e.measured), md(join("; ", e.why, e.place)))
+		}
+	}
+	b.WriteString(expectations.String())
 	outcomes := mdTable{head: []string{"", "What fails", "Why"}}
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		if s := ofOutcome(oc); s != holds {
+		if s := ofOutcome(oc, r); s != holds {
 			outcomes.row(marks[s]+" "+outcomeWord(oc), md(outcomeTitle(*oc)), md(reason(*oc)))
 		}
 	}
@@ -128,7 +136,7 @@ func failing(r *client.Result) string {
 	paths := mdTable{head: []string{"Path", "Port", "Verdict", "Near end", "Far end", "Why"}}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		if s := ofPath(f); s == fails || s == doubtful || s == yields {
+		if s := ofPath(f, r); s == fails || s == doubtful || s == yields {
 			paths.row(pathCells(f, r)...)
 		}
 	}
@@ -141,7 +149,8 @@ func pathCells(f *client.Finding, r *client.Result) []string {
 	if len(f.Parts) > 0 {
 		why = join("; ", shorten(clean(f.Sentence()), 200), why)
 	}
-	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
+	why = join("; ", why, deciders(f.DecidedBy, f.Verdict))
+	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f, r)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
 }
 
 // everyPath is every outcome with its ways, and every path.
@@ -149,7 +158,7 @@ func everyPath(r *client.Result) string {
 	var b strings.Builder
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		fmt.Fprintf(&b, "- %s **%s** %s\n", marks[ofOutcome(oc)], md(outcomeTitle(*oc)), outcomeWord(oc))
+		fmt.Fprintf(&b, "- %s **%s** %s\n", marks[ofOutcome(oc, r)], md(outcomeTitle(*oc)), outcomeWord(oc))
 		for j, w := range oc.Ways {
 			state := strings.Join(w.Stopped, ", ")
 			if w.Works {
