@@ -116,7 +116,7 @@ type (
 		Left                 []string
 		Program              string
 	}
-	pageWord   struct{ Class, Verdict, Means string }
+	pageWord   struct{ Class, Verdict, Means, Track string }
 	pageResult struct {
 		ID, Name, Answer, Class, Summary string
 		Facts                            [][2]string
@@ -205,7 +205,7 @@ func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *pa
 		p.Program = r.Program
 	}
 	p.Words = wordsOf(results)
-	p.Symbols = symbolsOf(tracksOf(p.Results))
+	p.Symbols = symbolsOf(append(tracksOf(p.Results), p.drawn()...))
 	switch len(results) {
 	case 0:
 		p.Title = "No results"
@@ -322,12 +322,21 @@ func wordsOf(results []*client.Result) []pageWord {
 	return explained(used)
 }
 
+// drawn are the tracks beside the words.
+func (s *sheet) drawn() []string {
+	var out []string
+	for _, w := range s.Words {
+		out = append(out, w.Track)
+	}
+	return out
+}
+
 // explained says what each of the verdicts that were used means.
 func explained(used []client.Verdict) []pageWord {
 	var out []pageWord
 	for _, v := range client.Verdicts {
 		if slices.Contains(used, v) {
-			out = append(out, pageWord{classOf(v), string(v), meanings[v]})
+			out = append(out, pageWord{classOf(v), string(v), meanings[v], trackOf(v, scenarios.Out)})
 		}
 	}
 	return out
