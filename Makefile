@@ -17,7 +17,8 @@ endif
 # Programs that nobody here wrote, which the tests and the experiments hold the
 # protocols against, with their packages in Debian and Ubuntu.
 PEERS := curl openssl lftp sftp:openssh-client dig:bind9-dnsutils mariadb:mariadb-client swaks \
-	turnserver:coturn turnutils_uclient:coturn squid:squid-openssl /usr/lib/squid/security_file_certgen:squid-openssl
+	turnserver:coturn turnutils_uclient:coturn squid:squid-openssl /usr/lib/squid/security_file_certgen:squid-openssl \
+	promtool:prometheus systemd-analyze:systemd strace shellcheck zsh fish
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done

@@ -82,8 +82,9 @@ type Tried struct {
 
 // Firewall is what stood in between, where the program made it itself.
 type Firewall struct {
-	Name  string `json:"name"`
-	Rules []Rule `json:"rules,omitempty"`
+	Name  string   `json:"name"`
+	Notes []string `json:"notes,omitempty"` // what a person has to know of the rules beside what they decided
+	Rules []Rule   `json:"rules,omitempty"`
 }
 
 // Rule is one rule of the firewall.

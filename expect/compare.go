@@ -116,7 +116,7 @@ type OutcomeChange struct {
 type OutcomeState struct {
 	Works   bool   `json:"works"`
 	Unknown bool   `json:"unknown,omitempty"`
-	Way     int    `json:"way,omitempty"` // that won, from 1
+	Way     int    `json:"way,omitempty"` // that won, from 1, where there are several
 	Via     string `json:"via,omitempty"` // its title
 	Why     string `json:"why,omitempty"` // what stops the ways before it, or all
 }
@@ -350,7 +350,7 @@ func compareOutcome(old, new *client.Outcome) (OutcomeChange, bool) {
 
 func outcomeState(o *client.Outcome) OutcomeState {
 	s := OutcomeState{Works: o.Works, Unknown: o.Unknown, Via: o.Via, Why: o.Why}
-	if o.Works {
+	if o.Works && len(o.Ways) > 1 {
 		s.Way = 1 + slices.IndexFunc(o.Ways, func(w client.Way) bool { return w.Title == o.Via })
 	}
 	return s

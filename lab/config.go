@@ -7,24 +7,13 @@ import (
 	"slices"
 )
 
-// An Interface is one of the two interfaces of the firewall host. The prefixes
-// hold the firewall's own address and the width of the network on that side;
-// the hosts there get other addresses of the same networks.
-type Interface struct {
-	Name   string // at most 15 bytes
-	V4, V6 netip.Prefix
-}
-
 // Config says which world to build. The zero Config is a world with the
 // firewall wide open.
 type Config struct {
 	// Firewall is loaded on the firewall host; the zero Firewall has no rules.
 	Firewall Firewall
 
-	// Inside and Outside are the firewall's interfaces. Fields left empty are
-	// lan0, 10.77.1.1/24, fd77:0:0:1::1/64 and wan0, 198.51.100.1/24,
-	// 2001:db8:64::1/64.
-	Inside, Outside Interface
+	Wiring
 
 	// Own are address ranges that belong to the server as well: every address
 	// in them reaches it, and it may send from every one. They may overlap
@@ -32,7 +21,8 @@ type Config struct {
 	Own []netip.Prefix
 
 	// Names are answered by DNS on every host but the server, whose port 53
-	// belongs to the reflector. "*.example.com" stands for every name below
+	// belongs to the reflector. A name without addresses has those of the
+	// server. "*.example.com" stands for every name below
 	// example.com that is not listed itself, but not for example.com. The
 	// hosts of the lab are known by their own names unless these say otherwise.
 	Names map[string][]netip.Addr
@@ -70,6 +60,7 @@ type site struct {
 // A link joins a host to one of the switches.
 type link struct {
 	Name   string
+	Bridge string // the bridge that this is a port of, which has the addresses
 	Switch string // "lan" or "wan"
 	V4, V6 netip.Prefix
 	MTU    int // bytes; 0 is the kernel's default
@@ -88,36 +79,10 @@ var (
 	anyV6 = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 )
 
-// withDefaults fills in the firewall's interfaces.
-func (c Config) withDefaults() Config {
-	fill := func(i *Interface, name, v4, v6 string) {
-		if i.Name == "" {
-			i.Name = name
-		}
-		if !i.V4.IsValid() {
-			i.V4 = netip.MustParsePrefix(v4)
-		}
-		if !i.V6.IsValid() {
-			i.V6 = netip.MustParsePrefix(v6)
-		}
-	}
-	fill(&c.Inside, "lan0", "10.77.1.1/24", "fd77:0:0:1::1/64")
-	fill(&c.Outside, "wan0", "198.51.100.1/24", "2001:db8:64::1/64")
-	return c
-}
-
 // check says what is wrong with a Config whose defaults are filled in.
 func (c Config) check() error {
-	for _, i := range []Interface{c.Inside, c.Outside} {
-		if len(i.Name) > 15 {
-			return fmt.Errorf("interface name %q is longer than 15 bytes", i.Name)
-		}
-		if !i.V4.Addr().Is4() || !i.V6.Addr().Is6() {
-			return fmt.Errorf("interface %s needs an IPv4 and an IPv6 prefix, not %s and %s", i.Name, i.V4, i.V6)
-		}
-	}
-	if c.Inside.Name == c.Outside.Name {
-		return fmt.Errorf("both interfaces of the firewall are called %s", c.Inside.Name)
+	if err := c.Wiring.check(); err != nil {
+		return err
 	}
 	networks := []netip.Prefix{c.Inside.V4, c.Inside.V6, c.Outside.V4, c.Outside.V6}
 	for _, p := range c.Own {
@@ -146,7 +111,7 @@ func (c Config) check() error {
 // plan turns a Config into the hosts to build: pure, so that it can be
 // compared whole.
 func plan(c Config) ([]site, error) {
-	c = c.withDefaults()
+	c.Wiring = c.Wiring.withDefaults()
 	if err := c.check(); err != nil {
 		return nil, err
 	}
@@ -179,12 +144,18 @@ func (p *planner) firewall() {
 	p.used = append(p.used, in.V4.Addr(), in.V6.Addr(), out.V4.Addr(), out.V6.Addr())
 	p.add(site{
 		Name: firewallName, Forward: true, DNS: true,
-		Links: []link{
-			{Name: in.Name, Switch: "lan", V4: in.V4, V6: in.V6},
-			{Name: out.Name, Switch: "wan", V4: out.V4, V6: out.V6, MTU: p.config.MTU},
-		},
-		V4: in.V4.Addr(), V6: in.V6.Addr(),
+		Links: []link{in.link("lan", 0), out.link("wan", p.config.MTU)},
+		V4:    in.V4.Addr(), V6: in.V6.Addr(),
 	})
+}
+
+// link joins the firewall to a switch.
+func (i Interface) link(to string, mtu int) link {
+	l := link{Name: i.Name, Switch: to, V4: i.V4, V6: i.V6, MTU: mtu}
+	if i.Port != "" {
+		l.Name, l.Bridge = i.Port, i.Name
+	}
+	return l
 }
 
 // inner adds a host of the LAN, which knows the world through the firewall.

@@ -17,22 +17,27 @@ import (
 //go:embed firewalls/*.nft
 var firewalls embed.FS
 
-// A Firewall is a file of nftables rules. The zero Firewall has no rules and
+// A Firewall is a file of nftables rules, or one or more dumps of iptables-save. The zero Firewall has no rules and
 // lets everything through.
 type Firewall struct {
 	Name string // "stateful", or the file's name without its folder
 	Path string // of the user's file; empty for a built-in firewall
 	Text []byte // what nft loads
 
+	// Dumps are what other programs load in place of nft: a user's rules as
+	// iptables-save, ip6tables-save and ipset save wrote them. Text then is all
+	// of them.
+	Dumps []Dump
+
 	// Boxes are those that the file asks for. World.Build does not start them;
 	// middlebox.Furnish does.
 	Boxes []Box
 }
 
-// A RulesError is what nft said about rules it would not load.
+// A RulesError is what nft or iptables-restore said about rules it would not load.
 type RulesError struct {
 	Firewall string // its path, or its name if it has none
-	Message  string // nft's own, with line and column, lines separated by \n
+	Message  string // the program's own, with the line, lines separated by \n
 }
 
 func (e *RulesError) Error() string {
@@ -43,15 +48,27 @@ func (e *RulesError) Error() string {
 type MisfitError struct {
 	Firewall string // its path
 	Why      string // begins with the line, where there is one
+
+	instead *Wiring // interfaces between which the rules are a firewall without a doubt
+	notes   []string
 }
 
 func (e *MisfitError) Error() string { return fmt.Sprintf("firewall %s:%s", e.Firewall, e.Why) }
 
-// OpenFirewall finds a built-in firewall by its name or reads a file of rules
-// in nft's own form.
+// OpenFirewall finds a built-in firewall by its name or reads a user's rules: a
+// file in nft's own form, a dump of iptables-save or ip6tables-save or of both,
+// or several that plus signs join. With rules.v4 goes the rules.v6 beside it, and
+// the other way around.
 func OpenFirewall(nameOrFile string) (Firewall, error) {
 	if text, err := firewalls.ReadFile("firewalls/" + nameOrFile + ".nft"); err == nil {
 		return withBoxes(Firewall{Name: nameOrFile, Text: text})
+	}
+	if files := dumpFiles(nameOrFile); len(files) > 1 {
+		f, err := openDumps(files)
+		if err != nil {
+			return f, err
+		}
+		return withBoxes(f)
 	}
 	text, err := readRules(nameOrFile)
 	if errors.Is(err, fs.ErrNotExist) && !strings.ContainsAny(nameOrFile, `/\.`) {
@@ -65,7 +82,11 @@ func OpenFirewall(nameOrFile string) (Firewall, error) {
 		return Firewall{}, fmt.Errorf("firewall: %w", err)
 	}
 	if isDump(text) {
-		return Firewall{}, fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load; translate it with: iptables-restore-translate -f %[1]s", nameOrFile)
+		f, err := openDumps([]string{nameOrFile})
+		if err != nil {
+			return f, err
+		}
+		return withBoxes(f)
 	}
 	return withBoxes(Firewall{Name: filepath.Base(nameOrFile), Path: nameOrFile, Text: text})
 }
@@ -97,18 +118,6 @@ func withBoxes(f Firewall) (Firewall, error) {
 		return Firewall{}, fmt.Errorf("firewall %s:%s", file, strings.ReplaceAll(err.Error(), "\n", "\nfirewall "+file+":"))
 	}
 	return f, nil
-}
-
-// isDump tells whether the first line that is not a comment opens a table the
-// way iptables-save does ("*filter").
-func isDump(text []byte) bool {
-	for line := range bytes.Lines(text) {
-		line = bytes.TrimSpace(line)
-		if len(line) > 0 && line[0] != '#' {
-			return line[0] == '*'
-		}
-	}
-	return false
 }
 
 // FirewallNames lists the built-in firewalls in the order of the alphabet.

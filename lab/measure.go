@@ -28,6 +28,7 @@ import (
 // A Measurement runs the real reflector and the real client on the two sides
 // of a world's firewall.
 type Measurement struct {
+	Wiring    Wiring // of the world to build for it
 	Scenarios []*scenarios.Scenario
 	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
 	IPv6      bool
@@ -36,6 +37,7 @@ type Measurement struct {
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
+	Explain   bool                                      // adds to findings which rules decided them
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -65,14 +67,6 @@ func ConfigFor(list []*scenarios.Scenario) Config {
 			}
 			for _, n := range p.Names {
 				c.Names[n] = nil
-			}
-		}
-	}
-	sites, _ := plan(c) // Build tells what is wrong with it
-	for _, site := range sites {
-		if site.Name == serverName {
-			for n := range c.Names {
-				c.Names[n] = []netip.Addr{site.V4, site.V6}
 			}
 		}
 	}
@@ -149,20 +143,22 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	}
 	var lacking []*client.Result
 	for _, r := range results {
-		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Rules: counted(before, after)}
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: w.notes, Rules: counted(before, after)}
 		if t.lacks(r) {
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) == 0 {
-		return results, nil
+	if len(lacking) > 0 || m.Explain {
+		journals := t.stop()
+		var joining sync.WaitGroup
+		for _, r := range lacking {
+			joining.Go(func() { t.join(r, journals) })
+		}
+		joining.Wait()
 	}
-	journals := t.stop()
-	var joining sync.WaitGroup
-	for _, r := range lacking {
-		joining.Go(func() { t.join(r, journals) })
+	if m.Explain {
+		return results, w.Explain(ctx, results)
 	}
-	joining.Wait()
 	return results, nil
 }
 
@@ -413,8 +409,9 @@ func counted(before, after []Rule) []client.Rule {
 		if r.Packets == b.Packets {
 			continue
 		}
-		out = append(out, client.Rule{Chain: r.Chain, Index: r.Index, Text: r.Text, Verdict: r.Verdict,
-			Packets: r.Packets - b.Packets, Bytes: r.Bytes - b.Bytes})
+		c := r.forClient()
+		c.Packets, c.Bytes = r.Packets-b.Packets, r.Bytes-b.Bytes
+		out = append(out, c)
 	}
 	return out
 }

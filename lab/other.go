@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"time"
+
+	"github.com/wallprobe/wallprobe/client"
 )
 
 var errNotLinux = errors.New("the lab needs Linux")
@@ -27,6 +29,9 @@ func (*World) Host(string) *Host { return nil }
 
 // Counters always fails.
 func (*World) Counters() ([]Rule, error) { return nil, errNotLinux }
+
+// Explain always fails.
+func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }

@@ -62,7 +62,7 @@ func TestPlanOfTheDefaultWorldWithOwnRange(t *testing.T) {
 
 func TestHostsAvoidTheFirewallsAddress(t *testing.T) {
 	inside := Interface{Name: "br-lan", V4: prefix("192.168.1.2/29"), V6: prefix("fd00::2/64")}
-	sites, err := plan(Config{Inside: inside, Hosts: []string{"lan2"}})
+	sites, err := plan(Config{Wiring: Wiring{Inside: inside}, Hosts: []string{"lan2"}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,15 +78,15 @@ func TestHostsAvoidTheFirewallsAddress(t *testing.T) {
 
 func TestImpossibleWorldsAreRefused(t *testing.T) {
 	cases := map[string]Config{
-		"both interfaces of the firewall are called wan0":                        {Inside: Interface{Name: "wan0"}},
-		`interface name "a-very-long-name" is longer than 15 bytes`:              {Inside: Interface{Name: "a-very-long-name"}},
+		"both interfaces of the firewall are called wan0":                        {Wiring: Wiring{Inside: Interface{Name: "wan0"}}},
+		`interface name "a-very-long-name" is longer than 15 bytes`:              {Wiring: Wiring{Inside: Interface{Name: "a-very-long-name"}}},
 		"networks 10.77.1.0/24 and 10.0.0.0/8 overlap":                           {Own: []netip.Prefix{prefix("10.0.0.0/8")}},
-		"networks 10.77.1.0/24 and 10.77.0.0/16 overlap":                         {Outside: Interface{V4: prefix("10.77.0.1/16")}},
+		"networks 10.77.1.0/24 and 10.77.0.0/16 overlap":                         {Wiring: Wiring{Outside: Interface{V4: prefix("10.77.0.1/16")}}},
 		"range 23.0.0.1/8 has bits set beyond its length":                        {Own: []netip.Prefix{prefix("23.0.0.1/8")}},
 		`no host "lan3" to build: there are lan2 and other`:                      {Hosts: []string{"lan3"}},
 		"mtu 500 is not between 1280, the least for IPv6, and 65535":             {MTU: 500},
-		"network 192.0.2.0/30 has too few addresses for the hosts of the lab":    {Outside: Interface{V4: prefix("192.0.2.1/30")}, Hosts: []string{"other"}},
-		"interface lan0 needs an IPv4 and an IPv6 prefix, not ::/64 and ::1/128": {Inside: Interface{V4: prefix("::/64"), V6: prefix("::1/128")}},
+		"network 192.0.2.0/30 has too few addresses for the hosts of the lab":    {Wiring: Wiring{Outside: Interface{V4: prefix("192.0.2.1/30")}}, Hosts: []string{"other"}},
+		"interface lan0 needs an IPv4 and an IPv6 prefix, not ::/64 and ::1/128": {Wiring: Wiring{Inside: Interface{V4: prefix("::/64"), V6: prefix("::1/128")}}},
 	}
 	for want, c := range cases {
 		_, err := plan(c)
@@ -244,10 +244,11 @@ func TestRulesAreReadFromBothListings(t *testing.T) {
 	}
 }
 `
-	got, err := parseRules([]byte(list), []byte(text))
+	set, err := parseRules([]byte(list), []byte(text))
 	if err != nil {
 		t.Fatal(err)
 	}
+	got := set.rules
 	want := []Rule{
 		{Family: "inet", Table: "t", Chain: "c", Handle: 5, Index: 1, Text: "ct state established,related counter accept", Counted: true, Packets: 1, Bytes: 2, Verdict: "accept"},
 		{Family: "inet", Table: "t", Chain: "c", Handle: 7, Index: 2, Text: `tcp dport { 80, 443 } counter reject with tcp reset comment "x"`, Comment: "x", Counted: true, Verdict: "reject"},

@@ -18,6 +18,8 @@ type Rule struct {
 	Comment              string
 	Counted              bool   // whether the rule has a counter; without one the figures are 0
 	Packets, Bytes       uint64 // since the rules were loaded
+	File                 string // where it stands, empty when that is not certain
+	Line                 int    // in File, from 1
 
 	// Verdict is what the rule does with a packet that matches: accept, drop,
 	// reject, jump, goto, return, queue, continue, snat, dnat, masquerade,
@@ -37,11 +39,16 @@ var verdicts = map[string]bool{
 }
 
 // The part of nft's JSON that is of interest (libnftables-json(5)).
-type ruleset struct {
+type listing struct {
 	Nftables []struct {
+		Chain   *chainJSON    `json:"chain"`
 		Counter *namedCounter `json:"counter"`
 		Rule    *ruleJSON     `json:"rule"`
 	} `json:"nftables"`
+}
+
+type chainJSON struct {
+	Family, Table, Name, Hook, Policy string
 }
 
 type namedCounter struct {
@@ -57,8 +64,8 @@ type ruleJSON struct {
 
 // parseRules joins what `nft -j -a list ruleset` says about the rules to their
 // text from `nft -a list ruleset`.
-func parseRules(list, text []byte) ([]Rule, error) {
-	var set ruleset
+func parseRules(list, text []byte) (*ruleset, error) {
+	var set listing
 	if err := json.Unmarshal(list, &set); err != nil {
 		return nil, fmt.Errorf("nft list ruleset: %w", err)
 	}
@@ -70,8 +77,11 @@ func parseRules(list, text []byte) ([]Rule, error) {
 	}
 	texts := ruleTexts(text)
 	index := map[[3]string]int{}
-	var rules []Rule
+	out := &ruleset{text: text}
 	for _, o := range set.Nftables {
+		if c := o.Chain; c != nil {
+			out.chains = append(out.chains, Chain{Family: c.Family, Table: c.Table, Name: c.Name, Hook: c.Hook, Policy: c.Policy})
+		}
 		if o.Rule == nil {
 			continue
 		}
@@ -83,9 +93,29 @@ func parseRules(list, text []byte) ([]Rule, error) {
 		index[chain]++
 		r.Index = index[chain]
 		r.Text = texts[ruleKey{chain, r.Handle}]
-		rules = append(rules, r)
+		out.rules = append(out.rules, r)
 	}
-	return rules, nil
+	return out, nil
+}
+
+// locate says where rules and policies stand. A policy that the file does not
+// set, accept, stands nowhere.
+func (s *ruleset) locate(in *source) {
+	count := map[chainID]int{}
+	for _, r := range s.rules {
+		count[chainID{r.Family, r.Table, r.Chain}]++
+	}
+	for i := range s.rules {
+		r := &s.rules[i]
+		id := chainID{r.Family, r.Table, r.Chain}
+		p, _ := in.statement(id, r.Index, count[id], r.Verdict)
+		r.File, r.Line = p.File, p.Line
+	}
+	for i := range s.chains {
+		c := &s.chains[i]
+		p, _ := in.policy(chainID{c.Family, c.Table, c.Name})
+		c.File, c.Line = p.File, p.Line
+	}
 }
 
 func (j *ruleJSON) rule(named map[[3]string]namedCounter) (Rule, error) {

@@ -13,12 +13,12 @@ func FuzzParseRules(f *testing.F) {
 	f.Add(`{"nftables":[{"rule":{"expr":[{"counter":[]}]}}]}`, "chain { {\n # handle 99999999999999999999")
 	f.Add(`{"nftables":null}`, "\x00")
 	f.Fuzz(func(t *testing.T, list, text string) {
-		rules, err := parseRules([]byte(list), []byte(text))
-		if err != nil && len(rules) > 0 {
-			t.Errorf("%d rules and %v", len(rules), err)
+		set, err := parseRules([]byte(list), []byte(text))
+		if err != nil {
+			return
 		}
 		last := map[[3]string]int{}
-		for _, r := range rules {
+		for _, r := range set.rules {
 			chain := [3]string{r.Family, r.Table, r.Chain}
 			if last[chain]++; r.Index != last[chain] {
 				t.Errorf("%+v is rule %d of its chain", r, last[chain])

@@ -71,7 +71,7 @@ func (w *World) connect() ([]string, error) {
 				}
 				continue
 			}
-			index, err := addSwitch(nl, network)
+			index, err := addSwitch(nl, network, nil)
 			if err != nil {
 				return fmt.Errorf("switch %s: %w", network, err)
 			}
@@ -148,10 +148,10 @@ func (h *Host) prepare() error {
 	return nil
 }
 
-func addSwitch(nl *netlink.Handle, name string) (index int, err error) {
+func addSwitch(nl *netlink.Handle, name string, mac net.HardwareAddr) (index int, err error) {
 	snooping := false // multicast goes everywhere, nothing is learnt first
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.Flags = name, net.FlagUp
+	attrs.Name, attrs.Flags, attrs.HardwareAddr = name, net.FlagUp, mac
 	b := &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}
 	if err := nl.LinkAdd(b); err != nil {
 		return 0, err
@@ -215,6 +215,11 @@ func (h *Host) bringUp(nl *netlink.Handle, l link, all []*Host) error {
 	if err != nil {
 		return err
 	}
+	if l.Bridge != "" {
+		if dev, err = addBridge(nl, l, dev); err != nil {
+			return fmt.Errorf("bridge %s: %w", l.Bridge, err)
+		}
+	}
 	if h.world.config.MTU != 0 {
 		if err := nl.LinkSetGSOMaxSegs(dev, 1); err != nil {
 			return fmt.Errorf("segmentation offload off: %w", err)
@@ -248,6 +253,21 @@ func (h *Host) bringUp(nl *netlink.Handle, l link, all []*Host) error {
 	return nil
 }
 
+// addBridge makes a bridge of which a link is the port; the link's MAC is both's.
+func addBridge(nl *netlink.Handle, l link, port netlink.Link) (netlink.Link, error) {
+	index, err := addSwitch(nl, l.Bridge, l.MAC)
+	if err != nil {
+		return nil, err
+	}
+	if err := nl.LinkSetMasterByIndex(port, index); err != nil {
+		return nil, err
+	}
+	if err := nl.LinkSetUp(port); err != nil {
+		return nil, err
+	}
+	return nl.LinkByIndex(index)
+}
+
 // addNeighbours makes known, for good, at which MAC a neighbour is found.
 func addNeighbours(nl *netlink.Handle, index int, l link) error {
 	for _, a := range []netip.Addr{l.V4.Addr(), l.V6.Addr()} {
@@ -278,18 +298,21 @@ func ipNet(p netip.Prefix) *net.IPNet {
 }
 
 // settle makes the switches take their ports into use, and the hosts their ends
-// of direct wires.
+// of direct wires and their bridges.
 func (w *World) settle(ports []string) error {
 	if err := w.wires.do(func() error { return settle(ports) }); err != nil {
 		return err
 	}
 	for _, network := range []string{"lan", "wan"} {
 		ends := w.ends(network)
-		if !direct(ends) {
-			continue
-		}
 		for _, e := range ends {
-			if err := e.host.ns.do(func() error { return settle([]string{e.Name}) }); err != nil {
+			links := []string{e.Name}
+			if e.Bridge != "" {
+				links = append(links, e.Bridge)
+			} else if !direct(ends) {
+				continue
+			}
+			if err := e.host.ns.do(func() error { return settle(links) }); err != nil {
 				return fmt.Errorf("host %s: %w", e.host.Name(), err)
 			}
 		}

@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -18,11 +18,15 @@ import (
 // A World is the lab's network as long as it stands.
 type World struct {
 	config    Config
+	asked     Wiring // before anything was filled in
 	hosts     []*Host
 	wires     *namespace // holds the switches of the LAN and the WAN
 	resolvers resolvers
 
 	mu        sync.Mutex
+	loaded    Firewall
+	source    *source  // where its rules stand, nil until that is asked
+	notes     []string // on its rules
 	closed    bool
 	processes map[*Process]bool
 }
@@ -34,11 +38,24 @@ func Build(ctx context.Context, c Config) (*World, error) {
 	if !entered.Load() {
 		return nil, errors.New("build lab: this program has not entered the lab's namespaces")
 	}
+	w, err := stand(ctx, c)
+	if m, ok := errors.AsType[*MisfitError](err); ok && m.instead != nil {
+		c.Wiring = *m.instead
+		if w, err = stand(ctx, c); err == nil {
+			w.note(m.notes...)
+		}
+	}
+	return w, err
+}
+
+// stand makes a world between the interfaces of the Config and no others.
+func stand(ctx context.Context, c Config) (*World, error) {
 	sites, err := plan(c)
 	if err != nil {
 		return nil, fmt.Errorf("build lab: %w", err)
 	}
-	w := &World{config: c.withDefaults(), processes: map[*Process]bool{}}
+	w := &World{config: c, asked: c.Wiring, processes: map[*Process]bool{}}
+	w.config.Wiring = c.Wiring.withDefaults()
 	if err := w.build(ctx, sites); err != nil {
 		return nil, errors.Join(err, w.Close())
 	}
@@ -68,7 +85,7 @@ func (w *World) build(ctx context.Context, sites []site) error {
 		if err := w.settle(ports); err != nil {
 			return fmt.Errorf("build lab: %w", err)
 		}
-		return w.resolvers.start(w.hosts, w.config.Names)
+		return w.resolvers.start(w.hosts, w.names())
 	})
 	return g.Wait()
 }
@@ -91,6 +108,19 @@ func (w *World) makeNamespaces(sites []site) error {
 	return err
 }
 
+// names are those that the lab's resolvers know: names without addresses are
+// the server's.
+func (w *World) names() map[string][]netip.Addr {
+	names := maps.Clone(w.config.Names)
+	v4, v6 := w.Host(serverName).Addrs()
+	for n, addrs := range names {
+		if len(addrs) == 0 {
+			names[n] = []netip.Addr{v4, v6}
+		}
+	}
+	return names
+}
+
 // Host finds a host by name; it is nil if the world has no such host.
 func (w *World) Host(name string) *Host {
 	i := slices.IndexFunc(w.hosts, func(h *Host) bool { return h.Name() == name })
@@ -100,46 +130,18 @@ func (w *World) Host(name string) *Host {
 	return w.hosts[i]
 }
 
-// Load replaces all rules of the firewall in one step; connections that it
-// knows stay known. Rules that nft refuses change nothing and give a *[RulesError];
-// those of a user that cannot be meant for this firewall give a *[MisfitError].
-func (w *World) Load(f Firewall) error { return w.load(context.Background(), f) }
-
-func (w *World) load(ctx context.Context, f Firewall) error {
-	if isDump(f.Text) {
-		return fmt.Errorf("firewall %s is an iptables-save dump, which the lab cannot load", f.Name)
-	}
-	// Relative includes are looked for beside the file, as nft would if it
-	// were called there. "-I" is for those that do not begin with a dot.
-	dir, source := ".", f.Name
-	if f.Path != "" {
-		dir, source = filepath.Dir(f.Path), f.Path
-	}
-	script := f.script(w.config.Inside.Name, w.config.Outside.Name)
-	_, err := w.Host(firewallName).nft(ctx, dir, script, "-I", ".", "-f", "-")
-	if failed, ok := errors.AsType[*nftError](err); ok {
-		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
-		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		if strings.Contains(message, "Error: Interface does not exist") {
-			message += fmt.Sprintf("\nIn the lab %s is inside and %s outside.", w.config.Inside.Name, w.config.Outside.Name)
-		}
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message)}
-	}
-	if err != nil || f.Path == "" || len(f.Boxes) > 0 {
-		return err
-	}
-	listing, err := w.Host(firewallName).NFT(ctx, nil, "list", "ruleset")
-	if err != nil {
-		return err
-	}
-	if why := misfit(listing, f.Text, w.config.Inside.Name, w.config.Outside.Name); why != "" {
-		return &MisfitError{Firewall: source, Why: why}
-	}
-	return nil
-}
-
 // Counters lists the rules of the firewall with what they have counted.
 func (w *World) Counters() ([]Rule, error) {
+	set, err := w.ruleset()
+	if err != nil {
+		return nil, err
+	}
+	return set.rules, nil
+}
+
+// ruleset lists the rules and chains of the firewall, with their places in its
+// file.
+func (w *World) ruleset() (*ruleset, error) {
 	firewall := w.Host(firewallName)
 	var list, text []byte
 	var g errgroup.Group
@@ -154,7 +156,22 @@ func (w *World) Counters() ([]Rule, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	return parseRules(list, text)
+	set, err := parseRules(list, text)
+	if err != nil {
+		return nil, err
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.loaded.Dumps) > 0 {
+		place(set.rules, w.loaded.Dumps)
+		placePolicies(set.chains, w.loaded.Dumps)
+		return set, nil
+	}
+	if w.source == nil {
+		w.source = readSource(w.loaded)
+	}
+	set.locate(w.source)
+	return set, nil
 }
 
 // Exec runs a program on a host with this process's standard input and

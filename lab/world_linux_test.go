@@ -171,7 +171,7 @@ func TestRulesFileIncludesItsNeighboursAndUsesItsOwnInterfaces(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := build(t, Config{Firewall: f, Inside: Interface{Name: "br-lan", V4: prefix("192.168.178.1/24")}})
+	w := build(t, Config{Firewall: f, Wiring: Wiring{Inside: Interface{Name: "br-lan", V4: prefix("192.168.178.1/24")}}})
 	v4, _ := w.Host("host").Addrs()
 	to, _ := w.Host("server").Addrs()
 	c := listenUDP(t, w.Host("host"), netip.AddrPortFrom(v4, 0))

@@ -197,10 +197,14 @@ func parseMySQLLogin(p []byte) (l mysqlLogin, tls bool, err error) {
 		return string(before)
 	}
 	l.User = text()
-	if err != nil || len(rest) == 0 || len(rest) < 1+int(rest[0]) {
+	if err != nil || len(rest) == 0 {
 		return l, false, errMySQL
 	}
-	l.Auth, rest = rest[1:1+rest[0]], rest[1+rest[0]:]
+	end := 1 + int(rest[0]) // as a byte, 255 and 1 would be 0
+	if len(rest) < end {
+		return l, false, errMySQL
+	}
+	l.Auth, rest = rest[1:end], rest[end:]
 	if l.Caps&mysqlWithDB != 0 {
 		l.Database = text()
 	}

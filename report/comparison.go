@@ -70,7 +70,7 @@ func changes(p expect.Pair, o Options) (*Table, string) {
 			untold = append(untold, fmt.Sprintf("%s %s (%s, now %s)", c.Path, changedPorts(c, o), state(c.Old), state(c.New)))
 			continue
 		}
-		t.add(o.kind(c.Kind), cell{text: c.Path}, cell{text: c.Title + standing(c)}, cell{text: changedPorts(c, o)},
+		t.add(o.kind(c.Kind), cell{text: c.Path}, cell{text: c.Title + aside(c)}, cell{text: changedPorts(c, o)},
 			o.state(c.Old), cell{text: "->"}, o.state(c.New))
 		for _, text := range reasons(c) {
 			t.under(below{column: 2, text: text})
@@ -100,8 +100,8 @@ func state(s expect.State) string {
 	return string(s.Verdict)
 }
 
-// standing says what a change means for its path, where that is not simply bad.
-func standing(c expect.Change) string {
+// aside says what a change means for its path, where that is not simply bad.
+func aside(c expect.Change) string {
 	switch {
 	case c.Kind == expect.Broke && c.Need == scenarios.Required && !c.Required:
 		return " (the path survives)"
@@ -109,10 +109,6 @@ func standing(c expect.Change) string {
 		return ""
 	}
 	return " (" + needs[c.Need] + ")"
-}
-
-var needs = map[scenarios.Need]string{
-	scenarios.Optional: "optional", scenarios.Conditional: "conditional", scenarios.Fallback: "fallback", scenarios.Negative: "need not be open",
 }
 
 func changedPorts(c expect.Change, o Options) string {

@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -24,7 +25,7 @@ func dropped(r *client.Result, o Options) []string {
 		if did == "" || rule.Packets == 0 {
 			continue
 		}
-		text := fmt.Sprintf("firewall: rule %d in %s %s %s: ", rule.Index, rule.Chain, did, count(rule.Packets, "packet"))
+		text := fmt.Sprintf("firewall: %s %s %s: ", ruleAt(rule), did, count(rule.Packets, "packet"))
 		if !o.Details {
 			out = append(out, text+shorten(clean(rule.Text), max(minimum, 2*(o.width()-8)-textWidth(text))))
 			continue
@@ -33,6 +34,29 @@ func dropped(r *client.Result, o Options) []string {
 	}
 	if more := len(out) - maxRules; more > 1 && !o.Details {
 		out = append(out[:maxRules], fmt.Sprintf("firewall: … %d more rules; see --details", more))
+	}
+	return out
+}
+
+// ruleAt says where a rule stands: in the user's file or, where that is not
+// certain, in its chain.
+func ruleAt(r client.Rule) string {
+	switch {
+	case r.Line > 0:
+		return fmt.Sprintf("%s:%d in %s", filepath.Base(r.File), r.Line, r.Chain)
+	case r.Index == 0:
+		return "the policy of " + r.Chain
+	}
+	return fmt.Sprintf("rule %d in %s", r.Index, r.Chain)
+}
+
+// remarks are what a person has to know of the rules.
+func remarks(r *client.Result) []string {
+	var out []string
+	if r.Firewall != nil {
+		for _, n := range r.Firewall.Notes {
+			out = append(out, "firewall: "+n)
+		}
 	}
 	return out
 }
@@ -208,6 +232,10 @@ func summary(r *client.Result) []string {
 	}
 	return append(out, took(r.Seconds))
 }
+
+// Brief says in one line what Text says in its last ones: how many paths have
+// which verdict, how many outcomes work, and how long it took.
+func Brief(r *client.Result) string { return strings.Join(summary(r), " ") }
 
 // took writes seconds, and milliseconds where they are few.
 func took(seconds float64) string {

@@ -40,6 +40,9 @@ func Text(w io.Writer, r *client.Result, o Options) error {
 	for _, line := range dropped(r, o) {
 		paragraph(&out, line, o)
 	}
+	for _, line := range remarks(r) {
+		paragraph(&out, line, o)
+	}
 	if len(r.Outcomes) > 0 {
 		out.WriteByte('\n')
 		out.Write(outcomes(r, o).render().Bytes())
@@ -111,7 +114,7 @@ func findings(r *client.Result, o Options) (*Table, string) {
 			folded = append(folded, reference(f, r.Findings))
 			continue
 		}
-		t.add(cell{text: f.Path}, cell{text: f.Title}, cell{text: where(f)}, o.verdict(f.Verdict),
+		t.add(cell{text: f.Path}, cell{text: f.Title}, cell{text: Where(f)}, o.verdict(f.Verdict),
 			cell{text: evidence(f, r.Ledgers[end(f)] != nil)}, cell{text: milliseconds(f.RTT)})
 		if len(f.Parts) > 0 {
 			parts(t, f, o)
@@ -145,8 +148,9 @@ func reference(f *client.Finding, all []client.Finding) string {
 	return f.Path
 }
 
-// where writes ports and transport: "443/tcp", "own 40000-65535/udp".
-func where(f *client.Finding) string {
+// Where writes the ports and the transport of a finding: "443/tcp", "own
+// 40000-65535/udp".
+func Where(f *client.Finding) string {
 	if len(f.LocalPorts) > 0 {
 		return "own " + ports(f.LocalPorts, f.Transport)
 	}

@@ -93,7 +93,7 @@ func compare(c *cli.Context) error {
 	if oldName == "-" && newName == "-" {
 		return usage("compare: only one of the two can be standard input")
 	}
-	if err := writable(c.String("json")); err != nil {
+	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
 		return err
 	}
 	old, err := openResults(c, "compare", oldName)
@@ -128,7 +128,7 @@ func writeComparison(c *cli.Context, comparison expect.Comparison) error {
 		return err
 	}
 	if err := writeWhole(name, []byte(b.String())); err != nil {
-		return cannotWrite(name, err)
+		return cannotWrite(jsonFlag, name, err)
 	}
 	return nil
 }

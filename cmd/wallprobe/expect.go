@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -49,6 +50,7 @@ func givenExpectations(names []string, known []*scenarios.Scenario) (expectation
 
 // judge adds to a result what came of its expectations.
 func (list expectations) judge(r *client.Result) {
+	r.Expectations = nil // those of an earlier judgement
 	for _, f := range list {
 		r.Expectations = append(r.Expectations, f.Check(r)...)
 	}
@@ -190,27 +192,26 @@ func checkResults(c *cli.Context, names []string, results []*client.Result) erro
 		return err
 	}
 	for _, r := range results {
-		r.Expectations = nil
 		list.judge(r)
 	}
-	if err := printExpectations(c, results, textOptions(c)); err != nil {
+	if err := printExpectations(c.App.Writer, results, textOptions(c)); err != nil {
 		return err
 	}
 	return list.status(results, func([]*client.Result) error { return nil })
 }
 
 // printExpectations prints those of each result, under its name where there are several.
-func printExpectations(c *cli.Context, results []*client.Result, o report.Options) error {
+func printExpectations(w io.Writer, results []*client.Result, o report.Options) error {
 	for _, r := range results {
 		if len(r.Expectations) == 0 {
 			continue
 		}
 		if len(results) > 1 {
-			if _, err := fmt.Fprintf(c.App.Writer, "\n%s\n", expect.SubjectOf(r)); err != nil {
+			if _, err := fmt.Fprintf(w, "\n%s\n", expect.SubjectOf(r)); err != nil {
 				return err
 			}
 		}
-		if err := report.Expectations(c.App.Writer, r, o); err != nil {
+		if err := report.Expectations(w, r, o); err != nil {
 			return err
 		}
 	}

@@ -61,7 +61,7 @@ func experiments(c *cli.Context) error {
 	if err := checkTimeout(c.Duration("timeout")); err != nil {
 		return err
 	}
-	if err := writable(c.String("json")); err != nil {
+	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
 		return err
 	}
 	if done, err := enterLab(c.Context); done || err != nil {
@@ -386,7 +386,7 @@ func writeRows(c *cli.Context, name string, rows []report.ExperimentRow) error {
 		return err
 	}
 	if err := writeWhole(name, b.Bytes()); err != nil {
-		return cannotWrite(name, err)
+		return cannotWrite(jsonFlag, name, err)
 	}
 	return nil
 }

@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v2"
 )
 
 // listed are the commands that a page of help names.
@@ -28,11 +31,19 @@ func helps(t *testing.T, pages map[string]string, path ...string) {
 	}
 }
 
+// everyCommand lists commands with those below them.
+func everyCommand(above string, commands []*cli.Command) (out []string) {
+	for _, c := range commands {
+		name := strings.TrimSpace(above + " " + c.Name)
+		out = append(append(out, name), everyCommand(name, c.Subcommands)...)
+	}
+	return out
+}
+
 func TestEveryCommandAndFlagExplainsItself(t *testing.T) {
 	pages := make(map[string]string)
 	helps(t, pages)
-	for _, name := range []string{"", "reflector", "run", "lab", "lab experiments", "lab exec", "merge", "compare", "expect",
-		"scenario", "scenario list", "scenario show", "scenario check", "scenario ports", "scenario rules", "scenario schema"} {
+	for _, name := range everyCommand("", newApp(io.Discard, io.Discard).Commands) {
 		if pages[name] == "" {
 			t.Errorf("%q has no page, or no page leads to it", name)
 		}

@@ -40,9 +40,9 @@ func labCommand() *cli.Command {
 			expectFlag(),
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
-		}, append(longFlags(), outputFlags()...)...),
+		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{experimentsCommand(), execCommand()},
+		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand()},
 	}
 }
 
@@ -98,12 +98,16 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
+	m.Explain = len(firewalls) == 1
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
 		return err
 	}
 	if err := checkTimeout(m.Timeout); err != nil {
+		return err
+	}
+	if m.Wiring, err = firewallConfig(c); err != nil {
 		return err
 	}
 	l, err := longConfig(c)
@@ -118,10 +122,11 @@ func labAction(c *cli.Context) error {
 			m.Client = append(m.Client, "--"+name, c.String(name))
 		}
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, list)
 	if err != nil {
 		return err
 	}
+	out.wanted = wanted
 	defer out.close()
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
@@ -136,31 +141,17 @@ func labAction(c *cli.Context) error {
 	})
 	stop()
 	for _, r := range results {
-		wanted.judge(r)
 		out.add(r)
 	}
-	matrix := !c.Args().Present() || len(firewalls) > 1
-	if matrix && out.jsonName != "-" {
-		out.line.Clear()
-		if werr := report.Matrix(c.App.Writer, results, out.text); werr != nil {
-			return werr
-		}
-		if werr := printExpectations(c, results, out.text); werr != nil {
-			return werr
-		}
-		if out.jsonName != "" {
-			err = errors.Join(err, out.save(results))
-		}
-	} else {
-		err = errors.Join(err, out.finish())
-	}
+	out.matrix = !c.Args().Present() || len(firewalls) > 1
+	err = errors.Join(err, out.finish())
 	if err != nil {
 		return err
 	}
-	if matrix {
-		return wanted.status(results, complete)
+	if out.matrix {
+		return out.wanted.status(results, complete)
 	}
-	return wanted.status(results, verdictStatus)
+	return out.wanted.status(results, verdictStatus)
 }
 
 // labProgress says how far a lab is, and which firewall was the last.
@@ -321,7 +312,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 // inWorld does something in the world that a measurement asks for.
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
-	cfg.Firewall = f
+	cfg.Firewall, cfg.Wiring = f, m.Wiring
 	w, err := lab.Build(ctx, cfg)
 	if err != nil {
 		return labError(err)
@@ -357,11 +348,11 @@ func execCommand() *cli.Command {
 		Description: "Hosts: host and lan2 (inside), firewall, server and other (outside). A reflector with\n" +
 			"every documented port runs on server unless --bare is given. Example:\n" +
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
 			&cli.StringFlag{Name: "firewall", Value: "open", Usage: "`NAME|FILE` of the rules"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
-		},
+		}, firewallFlags()...),
 		Action: execAction,
 	}
 }
@@ -374,6 +365,10 @@ func execAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wiring, err := firewallConfig(c)
+	if err != nil {
+		return err
+	}
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -382,7 +377,7 @@ func execAction(c *cli.Context) error {
 		return err
 	}
 	cfg := lab.ConfigFor(list)
-	cfg.Firewall, cfg.Hosts = firewalls[0], []string{"lan2", "other"}
+	cfg.Firewall, cfg.Wiring, cfg.Hosts = firewalls[0], wiring, []string{"lan2", "other"}
 	w, err := lab.Build(c.Context, cfg)
 	if err != nil {
 		return labError(err)

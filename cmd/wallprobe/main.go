@@ -45,8 +45,8 @@ func main() {
 	os.Exit(run(ctx, os.Args, os.Stdout, os.Stderr))
 }
 
-// run is main without the process around it.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+// newApp is the command line as a whole.
+func newApp(stdout, stderr io.Writer) *cli.App {
 	app := &cli.App{
 		Name:  "wallprobe",
 		Usage: "tell which paths of an application survive a firewall, and what stops the others",
@@ -58,14 +58,21 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 			"One application, one firewall:   wallprobe lab chrome-remote-desktop --firewall stateful\n" +
 			"Across a real firewall:          wallprobe reflector     on the far side, which prints\n" +
 			"                                 wallprobe run ...       to paste on the near side",
-		Version:              version(),
-		Writer:               stdout,
-		ErrWriter:            stderr,
-		Reader:               os.Stdin,
-		HideHelpCommand:      true,
-		EnableBashCompletion: true,
+		Version:         version(),
+		Writer:          stdout,
+		ErrWriter:       stderr,
+		Reader:          os.Stdin,
+		HideHelpCommand: true,
 		Commands: []*cli.Command{
-			reflectorCommand(), runCommand(), labCommand(), mergeCommand(), compareCommand(), expectCommand(), scenarioCommand(),
+			reflectorCommand(),
+			runCommand(),
+			labCommand(),
+			compareCommand(),
+			expectCommand(),
+			mergeCommand(),
+			reportCommand(),
+			scenarioCommand(),
+			completionCommand(),
 		},
 		CommandNotFound: func(c *cli.Context, name string) {
 			fmt.Fprintf(stderr, "wallprobe: there is no command %q; see wallprobe --help\n", name)
@@ -83,6 +90,18 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	for _, c := range app.Commands {
 		strict(c, c.Name)
+	}
+	return app
+}
+
+// run is main without the process around it.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	app := newApp(stdout, stderr)
+	if len(args) > 1 && args[1] == completeWord {
+		if writeCandidates(stdout, app, args[2:]) != nil {
+			return exitUsage
+		}
+		return exitHolds
 	}
 	args, err := reorder(args, app)
 	if err == nil {

@@ -17,18 +17,60 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
+
+// A format is a form in which results can be written beside the text for a
+// person: the flag that asks for it, and how it is written.
+type format struct {
+	flag, what string
+	write      func(io.Writer, []*client.Result, []*scenarios.Scenario) error
+}
+
+// formats are all there are; JSON is the one that can be read again.
+var formats = []format{
+	{jsonFlag, "the result as JSON", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.JSON(w, r) }},
+	{"junit", "JUnit XML for continuous integration", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.JUnit(w, r) }},
+	{"markdown", "Markdown for a pull request", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.Markdown(w, r) }},
+	{"html", "one page of HTML that needs no other file", report.HTML},
+}
+
+const jsonFlag = "json"
+
+// formatFlags has a flag for each format.
+func formatFlags() []cli.Flag {
+	var out []cli.Flag
+	for _, f := range formats {
+		out = append(out, &cli.StringFlag{Name: f.flag, Usage: "write " + f.what + " to `FILE`, - for standard output"})
+	}
+	return out
+}
 
 // An output takes results as they come and writes them where the flags say.
 type output struct {
-	stdout   io.Writer
-	jsonName string
-	text     report.Options
-	line     *report.ProgressLine
+	stdout io.Writer
+	files  []target
+	known  []*scenarios.Scenario // whose documents are quoted
+	text   report.Options
+	line   *report.ProgressLine
+	wanted expectations // of the results
+	matrix bool         // the text is a matrix of outcomes by firewalls
 
 	mu      sync.Mutex
 	results []*client.Result
 }
+
+// A target is a format and the file that its flag names, - for standard output.
+type target struct {
+	format
+	name string
+}
+
+// standard tells whether the target is standard output.
+func (t target) standard() bool { return t.name == stdoutName }
+
+// stdoutName is what stands for standard output.
+const stdoutName = "-"
 
 // saveEvery is how often an unfinished result is saved; a client that is
 // killed has lost no more than this.
@@ -36,35 +78,63 @@ const saveEvery = 500 * time.Millisecond
 
 // newOutput prepares what the flags say. That a file cannot be written shows
 // here, before anything is measured.
-func newOutput(c *cli.Context) (*output, error) {
-	if err := writable(c.String("json")); err != nil {
+func newOutput(c *cli.Context, known []*scenarios.Scenario) (*output, error) {
+	files, err := targets(c)
+	if err != nil {
 		return nil, err
 	}
-	return &output{
-		stdout: c.App.Writer, jsonName: c.String("json"),
-		text: textOptions(c), line: progressLine(c),
-	}, nil
+	return &output{stdout: c.App.Writer, files: files, known: known, text: textOptions(c), line: progressLine(c)}, nil
 }
 
-// writable tries to make a file beside the one that --json names.
-func writable(name string) error {
-	if name == "" || name == "-" {
+// targets are the files that the flags name. No two may be one.
+func targets(c *cli.Context) ([]target, error) {
+	var out []target
+	taken := make(map[string]string) // file to flag
+	for _, f := range formats {
+		name := c.String(f.flag)
+		if name == "" {
+			continue
+		}
+		place := name
+		if name != stdoutName {
+			if abs, err := filepath.Abs(name); err == nil {
+				place = abs
+			}
+		}
+		switch other := taken[place]; {
+		case other != "" && name == stdoutName:
+			return nil, usage("--%s - and --%s -: only one of them can have standard output; name a file for the other", other, f.flag)
+		case other != "":
+			return nil, usage("--%s and --%s both name %s; each needs a file of its own", other, f.flag, name)
+		}
+		taken[place] = f.flag
+		if err := writable(f.flag, name); err != nil {
+			return nil, err
+		}
+		out = append(out, target{f, name})
+	}
+	return out, nil
+}
+
+// writable tries to make a file beside the one that a flag names.
+func writable(flag, name string) error {
+	if name == "" || name == stdoutName {
 		return nil
 	}
 	st, err := os.Stat(name)
 	switch {
 	case err == nil && st.IsDir():
-		return usage("--json %s: is a folder; name a file", name)
+		return usage("--%s %s: is a folder; name a file", flag, name)
 	case err == nil && !st.Mode().IsRegular():
 		return nil // a device or a pipe
 	}
 	f, err := os.CreateTemp(filepath.Dir(name), "."+filepath.Base(name)+".*")
 	if err != nil {
-		return cannotWrite(name, err)
+		return cannotWrite(flag, name, err)
 	}
 	f.Close()
 	if err := os.Remove(f.Name()); err != nil {
-		return cannotWrite(name, err)
+		return cannotWrite(flag, name, err)
 	}
 	return nil
 }
@@ -92,7 +162,7 @@ func progressLine(c *cli.Context) *report.ProgressLine {
 // follow saves a run that has begun, and again while it goes on: update tells
 // that there is more to save, stop ends the saving and waits for it.
 func (o *output) follow(begun client.Result) (update func(snapshot func() client.Result), stop func()) {
-	if o.jsonName == "" || o.jsonName == "-" {
+	if o.lasting() == nil {
 		return nil, func() {} // spares the judging
 	}
 	o.saveUnfinished(begun)
@@ -136,24 +206,56 @@ func (o *output) saveUnfinished(res client.Result) {
 	o.saveSoFar(append(done, &res)...)
 }
 
+// lasting is the file of JSON, from which everything else can be made later;
+// nil where there is none.
+func (o *output) lasting() *target {
+	for i := range o.files {
+		if o.files[i].flag == jsonFlag && !o.files[i].standard() {
+			return &o.files[i]
+		}
+	}
+	return nil
+}
+
 // saveSoFar saves results when there are more to come.
 func (o *output) saveSoFar(results ...*client.Result) {
-	if o.jsonName != "" && o.jsonName != "-" {
-		o.save(results) // a failure to save shows at the end
+	if t := o.lasting(); t != nil {
+		o.save(t, results) // a failure to save shows at the end
 	}
 }
 
 func (o *output) add(r *client.Result) {
+	o.wanted.judge(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.results = append(o.results, r)
 }
 
-// finish writes everything.
+// finish writes everything: files first, lest a pipe that broke keeps them away.
 func (o *output) finish() error {
 	o.line.Clear()
-	if o.jsonName == "-" {
-		return report.JSON(o.stdout, o.results)
+	err := o.saveResults()
+	if i := slices.IndexFunc(o.files, target.standard); i >= 0 {
+		return errors.Join(err, o.files[i].write(o.stdout, o.results, o.known))
+	}
+	return errors.Join(err, o.print())
+}
+
+// saveResults writes every file.
+func (o *output) saveResults() error {
+	var errs []error
+	for i := range o.files {
+		if t := &o.files[i]; !t.standard() {
+			errs = append(errs, o.save(t, o.results))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// print writes the text for a person.
+func (o *output) print() error {
+	if o.matrix {
+		return errors.Join(report.Matrix(o.stdout, o.results, o.text), printExpectations(o.stdout, o.results, o.text))
 	}
 	for i, r := range o.results {
 		if i > 0 {
@@ -163,33 +265,30 @@ func (o *output) finish() error {
 			return err
 		}
 	}
-	if o.jsonName == "" {
-		return nil
-	}
-	return o.save(o.results)
+	return nil
 }
 
 func (o *output) close() { o.line.Clear() }
 
 // save writes a file whole or not at all.
-func (o *output) save(results []*client.Result) error {
+func (o *output) save(t *target, results []*client.Result) error {
 	var b bytes.Buffer
-	if err := report.JSON(&b, results); err != nil {
+	if err := t.write(&b, results, o.known); err != nil {
 		return err
 	}
-	if err := writeWhole(o.jsonName, b.Bytes()); err != nil {
-		return cannotWrite(o.jsonName, err)
+	if err := writeWhole(t.name, b.Bytes()); err != nil {
+		return cannotWrite(t.flag, t.name, err)
 	}
 	return nil
 }
 
 // cannotWrite names the file that somebody named, and not the temporary one
 // beside it.
-func cannotWrite(name string, err error) error {
+func cannotWrite(flag, name string, err error) error {
 	if e, ok := errors.AsType[*fs.PathError](err); ok {
 		err = e.Err
 	}
-	return usage("--json %s: %v", name, err)
+	return usage("--%s %s: %v", flag, name, err)
 }
 
 // writeWhole replaces a file by way of a temporary one beside it, unless it is

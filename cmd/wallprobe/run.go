@@ -22,11 +22,10 @@ import (
 
 // outputFlags are those of every command that measures.
 func outputFlags() []cli.Flag {
-	return []cli.Flag{
-		&cli.StringFlag{Name: "json", Usage: "write the result as JSON to `FILE`, - for standard output"},
+	return append(formatFlags(),
 		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
 		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
-	}
+	)
 }
 
 func runCommand() *cli.Command {
@@ -38,7 +37,11 @@ func runCommand() *cli.Command {
 			"On the other side of the firewall a reflector must run; it prints the line to paste here.\n" +
 			"Needs no privilege. Exit status: 0 what people want works (or with --expect, all that\n" +
 			"is expected holds), 1 something does not, 2 wrong usage, 3 inconclusive (the reflector\n" +
-			"was not reached).",
+			"was not reached).\n\n" +
+			"With --watch it goes on until it is interrupted, then prints the last report; the exit\n" +
+			"status is that of the last round, and the file of --json always holds that round. A round\n" +
+			"that does not reach the reflector says so, and its findings vanish from the metrics.\n\n" +
+			"  wallprobe run SCENARIO --reflector HOST --key-file FILE --watch 5m --metrics 127.0.0.1:9719",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "reflector", Usage: "name or address of the reflector's `HOST`"},
 			&cli.StringFlag{Name: "key", EnvVars: []string{"WALLPROBE_KEY"}, Usage: "the `KEY` that the reflector printed"},
@@ -54,7 +57,7 @@ func runCommand() *cli.Command {
 			&cli.BoolFlag{Name: "one-by-one", Hidden: true, Usage: "nothing is probed side by side, for round trips that are to be compared"},
 			&cli.DurationFlag{Name: "rtt", Hidden: true, Usage: "round-trip time, where it is known beforehand"},
 			&cli.StringSliceFlag{Name: "owned", Hidden: true, Usage: "documented address ranges that lead to the reflector"},
-		}, append(longFlags(), outputFlags()...)...),
+		}, slices.Concat(monitorFlags(), longFlags(), outputFlags())...),
 		Action: runAction,
 	}
 }
@@ -81,26 +84,42 @@ func runAction(c *cli.Context) error {
 	if _, err := rolesFor(list, cfg.Role, true); err != nil {
 		return err
 	}
-	out, err := newOutput(c)
+	out, err := newOutput(c, list)
 	if err != nil {
 		return err
 	}
+	out.wanted = wanted
 	defer out.close()
+	if c.IsSet("watch") {
+		return watched(c, list, cfg, out)
+	}
+	if c.IsSet("metrics") {
+		return usage("--metrics goes with --watch TIME: a single measurement ends before anybody reads them")
+	}
+	if err := locate(c.Context, c, &cfg); err != nil {
+		return err
+	}
+	results, err := measureList(c.Context, list, cfg, out)
+	if err := errors.Join(out.finish(), err); err != nil {
+		return err
+	}
+	return out.wanted.status(results, verdictStatus)
+}
+
+// measureList measures one scenario after the other. What was measured before
+// an error comes with it.
+func measureList(ctx context.Context, list []*scenarios.Scenario, cfg client.Config, out *output) ([]*client.Result, error) {
 	for _, s := range list {
 		cfg.Scenario = s
-		res, err := measure(c.Context, cfg, out)
+		res, err := measure(ctx, cfg, out)
 		if res != nil {
-			wanted.judge(res)
 			out.add(res)
 		}
 		if err != nil {
-			return errors.Join(out.finish(), err)
+			return out.results, err
 		}
 	}
-	if err := out.finish(); err != nil {
-		return err
-	}
-	return wanted.status(out.results, verdictStatus)
+	return out.results, nil
 }
 
 func runConfig(c *cli.Context) (client.Config, error) {
@@ -120,14 +139,6 @@ func runConfig(c *cli.Context) (client.Config, error) {
 	if c.String("reflector") == "" {
 		return cfg, usage("run: --reflector HOST is needed: the machine beyond the firewall that runs wallprobe reflector")
 	}
-	if cfg.Reflector, err = lookup(c.Context, c.String("reflector"), c.String("family")); err != nil {
-		return cfg, err
-	}
-	if lan := c.String("lan"); lan != "" {
-		if cfg.LAN, err = lookup(c.Context, lan, familyOf(cfg.Reflector)); err != nil {
-			return cfg, err
-		}
-	}
 	for _, text := range c.StringSlice("owned") {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -142,6 +153,17 @@ func runConfig(c *cli.Context) (client.Config, error) {
 	cfg.Bytes, cfg.Silences = l.bytes, l.silences
 	cfg.Proxy, err = givenProxy(c.String("proxy"))
 	return cfg, err
+}
+
+// locate looks up the addresses of the far ends.
+func locate(ctx context.Context, c *cli.Context, cfg *client.Config) (err error) {
+	if cfg.Reflector, err = lookup(ctx, c.String("reflector"), c.String("family")); err != nil {
+		return err
+	}
+	if lan := c.String("lan"); lan != "" {
+		cfg.LAN, err = lookup(ctx, lan, familyOf(cfg.Reflector))
+	}
+	return err
 }
 
 // checkTimeout refuses a wait so short that a sound path would look dead.
@@ -256,7 +278,7 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 	saved()
 	own.stop(res, cfg.Scenario)
 	if refusal, ok := errors.AsType[*wire.ControlError](err); ok {
-		return res, &exitError{exitInconclusive, refusal.Message}
+		return res, fmt.Errorf("%w%w", &exitError{status: exitInconclusive}, refusal)
 	}
 	if res == nil {
 		return nil, usage("%v", err)

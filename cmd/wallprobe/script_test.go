@@ -6,7 +6,9 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -70,7 +72,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "start": start, "end": end, "until": until,
-			"world": world, "mute": mute, "free": free, "findings": findings,
+			"world": world, "mute": mute, "free": free, "findings": findings, "get": get,
 		},
 	})
 }
@@ -96,12 +98,14 @@ func setUp(env *testscript.Env) error {
 		env.Setenv(fmt.Sprintf("ADDR%d", i), fmt.Sprintf("127.0.%d.%d", n, i))
 	}
 	env.Setenv("HOME", env.WorkDir)
-	own, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", "own.yaml"))
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(filepath.Join(env.WorkDir, "own.yaml"), own, 0o644); err != nil {
-		return err
+	for _, name := range []string{"own.yaml", "branch.yaml"} {
+		b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", name))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(env.WorkDir, name), b, 0o644); err != nil {
+			return err
+		}
 	}
 	program, err := exec.LookPath("wallprobe")
 	if err != nil {
@@ -287,4 +291,16 @@ func findings(ts *testscript.TestScript, _ bool, args []string) {
 			fmt.Fprintf(out, "%s works=%v unknown=%v\n", o.ID, o.Works, o.Unknown)
 		}
 	}
+}
+
+// get URL prints what is there.
+func get(ts *testscript.TestScript, _ bool, args []string) {
+	resp, err := http.Get(args[0])
+	ts.Check(err)
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("%s: %s", args[0], resp.Status)
+	}
+	_, err = io.Copy(ts.Stdout(), resp.Body)
+	ts.Check(err)
 }

@@ -214,11 +214,13 @@ func (b *bpfSteer) matchPort() asm.Instructions {
 		asm.Add.Imm(asm.R2, stackKey),
 		asm.FnMapLookupElem.Call(),
 		asm.JEq.Imm(asm.R0, 0, "pass"),
-		// byte = (slot & 1) * 8192 + port / 8; the masks bound it for the verifier
+		// byte = (protocol & 1) * 8192 + port / 8; the masks bound it for the verifier.
+		// TCP is 6, UDP 17, loaded anew: what the verifier knows of R7 and R9 differs
+		// from way to way, and then it refuses the sum without CAP_PERFMON.
 		asm.Mov.Reg(asm.R1, asm.R8),
 		asm.RSh.Imm(asm.R1, 3),
 		asm.And.Imm(asm.R1, 8191),
-		asm.Mov.Reg(asm.R2, asm.R9),
+		asm.LoadMem(asm.R2, asm.R6, ctxProtocol, asm.Word),
 		asm.And.Imm(asm.R2, 1),
 		asm.LSh.Imm(asm.R2, 13),
 		asm.Add.Reg(asm.R1, asm.R2),

@@ -1,0 +1,294 @@
+package lab
+
+import (
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+
+	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/scenarios"
+)
+
+// A Chain is a chain of the firewall; one without a hook is only jumped to.
+type Chain struct {
+	Family, Table, Name string
+	Hook                string // "forward"
+	Policy              string // "accept" or "drop"; empty without a hook
+	File                string // where the policy is set, as of a Rule
+	Line                int
+}
+
+// A ruleset is what nft lists.
+type ruleset struct {
+	chains []Chain
+	rules  []Rule
+	text   []byte
+}
+
+// A flow is an exchange of a few packets to be traced.
+type flow struct {
+	transport scenarios.Transport
+	inward    bool   // the server calls the host
+	own       uint16 // the caller's port; 0 is any
+	to        netip.AddrPort
+}
+
+// A fate is what became of a flow's packets.
+type fate struct {
+	request, reply course // of the first packet each way
+	late           course // of the first later packet that was dropped
+	lateBack       bool   // which was one of the answers
+}
+
+// maxFlows bounds the packets that are traced for one finding.
+const maxFlows = 128
+
+// A question is a run of ports that fared alike, and the flows that show why.
+type question struct {
+	verdict client.Verdict
+	ports   scenarios.PortSet
+	asked   []asked // in the order of their ports
+	sampled bool    // rules may end between the ports that are asked for
+	answer  *[]client.Decision
+}
+
+type asked struct {
+	port uint16
+	flow flow
+}
+
+// questions are what to ask about a result. Rules begin and end at numbers that
+// they name, so the ports next to these stand for all the others.
+func questions(r *client.Result, named []uint16) []question {
+	var out []question
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		if f.Direction == scenarios.LAN || f.Direction == scenarios.Loop {
+			continue // no firewall stands there
+		}
+		if len(f.Parts) == 0 {
+			out = append(out, questionOf(f, f.Verdict, f.Ports, "", named, &f.DecidedBy))
+			continue
+		}
+		for j := range f.Parts {
+			p := &f.Parts[j]
+			out = append(out, questionOf(f, p.Verdict, p.Ports, p.Target, named, &p.DecidedBy))
+		}
+	}
+	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 })
+}
+
+func questionOf(f *client.Finding, v client.Verdict, ports scenarios.PortSet, target string, named []uint16, answer *[]client.Decision) question {
+	if len(f.LocalPorts) > 0 && target == "" && len(f.Parts) == 0 {
+		ports = f.LocalPorts
+	}
+	q := question{verdict: v, ports: ports, answer: answer}
+	if v == client.Unmeasured || v == client.Refused || v == client.Impostor {
+		return q
+	}
+	for _, port := range marks(ports, named) {
+		if fl, ok := flowOf(f, port, target); ok && len(q.asked) < maxFlows {
+			q.asked = append(q.asked, asked{port, fl})
+		} else if ok {
+			q.sampled = true
+		}
+	}
+	return q
+}
+
+// flowOf is the flow that a finding tried at a port, or at the caller's port.
+func flowOf(f *client.Finding, port uint16, target string) (flow, bool) {
+	for i := range f.Evidence.Near {
+		o := &f.Evidence.Near[i]
+		if target != "" && o.Target != target || !o.Ports.Contains(port) {
+			continue
+		}
+		fl := flow{transport: f.Transport, to: netip.AddrPortFrom(o.Addr, port)}
+		switch {
+		case o.Inward:
+			fl.inward, fl.to = true, netip.AddrPortFrom(o.Local, port)
+		case o.ByLocal:
+			fl.own, fl.to = port, netip.AddrPortFrom(o.Addr, o.Aimed)
+		}
+		return fl, fl.to.Addr().IsValid()
+	}
+	return flow{}, false
+}
+
+// marks are the ends of a set of ports, and what of it stands at or beside a
+// number that the rules name.
+func marks(ports scenarios.PortSet, named []uint16) []uint16 {
+	var out []uint16
+	for _, r := range ports {
+		out = append(out, r.First, r.Last)
+		at, _ := slices.BinarySearch(named, r.First)
+		for ; at < len(named) && named[at] <= r.Last; at++ {
+			out = append(out, named[at])
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+var (
+	numberPattern = regexp.MustCompile(`\b\d{1,5}\b`)
+	handleRemark  = regexp.MustCompile(`(?m) # handle \d+$|counter packets \d+ bytes \d+`)
+)
+
+// namedPorts are the numbers that nft's listing names, each with its neighbours,
+// as far as they may be ports, in their order.
+func namedPorts(listing []byte) []uint16 {
+	var is [1 << 16]bool
+	for _, text := range numberPattern.FindAll(handleRemark.ReplaceAll(listing, nil), -1) {
+		n, _ := strconv.Atoi(string(text))
+		for _, n := range []int{n - 1, n, n + 1} {
+			if n > 0 && n < len(is) {
+				is[n] = true
+			}
+		}
+	}
+	var out []uint16
+	for n, named := range is {
+		if named {
+			out = append(out, uint16(n))
+		}
+	}
+	return out
+}
+
+// decide answers a question from what became of its flows. Where these did not
+// fare as the client did, nothing is said.
+func (q *question) decide(fates map[flow]*fate, rules map[ruleRef]client.Rule) {
+	var all [2][]client.Decision // of the requests, of the answers
+	undecided := [2]bool{}
+	for _, a := range q.asked {
+		decided := [2]bool{}
+		for _, d := range decisions(q.verdict, fates[a.flow]) {
+			rule, ok := rules[d.rule]
+			if !ok {
+				continue
+			}
+			way := 0
+			if d.back {
+				way = 1
+			}
+			decided[way] = true
+			all[way] = extend(all[way], client.Decision{Ports: scenarios.PortSet{{First: a.port, Last: a.port}}, Back: d.back, Rule: rule}, undecided[way], q.ports)
+		}
+		for way := range undecided {
+			undecided[way] = !decided[way]
+		}
+	}
+	for _, list := range all {
+		list = q.simplify(list)
+		*q.answer = append(*q.answer, list...)
+	}
+}
+
+// extend adds a decision at a higher port than those before. The same rule as at
+// the port asked before it decides for all between.
+func extend(list []client.Decision, d client.Decision, gap bool, within scenarios.PortSet) []client.Decision {
+	if n := len(list); n > 0 && !gap && sameRule(list[n-1].Rule, d.Rule) {
+		last := &list[n-1]
+		between := scenarios.PortSet{{First: last.Ports[0].First, Last: d.Ports[0].Last}}
+		last.Ports = scenarios.Union(last.Ports, between.Without(between.Without(within)))
+		return list
+	}
+	return append(list, d)
+}
+
+// simplify leaves out the ports where one rule decides for all of them, and joins
+// what a rule decides.
+func (q *question) simplify(list []client.Decision) []client.Decision {
+	var out []client.Decision
+	for _, d := range list {
+		i := slices.IndexFunc(out, func(o client.Decision) bool { return sameRule(o.Rule, d.Rule) })
+		if i < 0 {
+			out = append(out, d)
+			continue
+		}
+		out[i].Ports = scenarios.Union(out[i].Ports, d.Ports)
+	}
+	switch {
+	case len(out) == 1 && (q.sampled || len(q.ports.Without(out[0].Ports)) == 0):
+		out[0].Ports = nil
+	case q.sampled:
+		return nil
+	}
+	return out
+}
+
+func sameRule(a, b client.Rule) bool {
+	return a.Family == b.Family && a.Table == b.Table && a.Chain == b.Chain && a.Index == b.Index
+}
+
+// A decider is a rule that decided about requests or about answers.
+type decider struct {
+	rule ruleRef
+	back bool
+}
+
+// decisions are the rules that explain a verdict, nothing where the flow fared
+// otherwise.
+func decisions(v client.Verdict, f *fate) []decider {
+	switch {
+	case f == nil || !f.request.begun:
+	case v.Passes():
+		if f.request.dropped == (ruleRef{}) && f.reply.dropped == (ruleRef{}) {
+			return slices.DeleteFunc([]decider{{f.request.let, false}, {f.reply.let, true}},
+				func(d decider) bool { return d.rule == ruleRef{} })
+		}
+	case v == client.RequestLost || v == client.Rejected || v == client.Silent:
+		if f.request.dropped != (ruleRef{}) {
+			return []decider{{f.request.dropped, false}}
+		}
+		if v == client.Silent && f.reply.dropped != (ruleRef{}) {
+			return []decider{{f.reply.dropped, true}}
+		}
+	case v == client.ReplyLost:
+		if f.reply.dropped != (ruleRef{}) {
+			return []decider{{f.reply.dropped, true}}
+		}
+	case v == client.Cut:
+		if f.late.dropped != (ruleRef{}) {
+			return []decider{{f.late.dropped, f.lateBack}}
+		}
+	}
+	return nil
+}
+
+// byRef makes rules and policies findable by what a trace says of them.
+func (s *ruleset) byRef() map[ruleRef]client.Rule {
+	m := make(map[ruleRef]client.Rule, len(s.rules)+len(s.chains))
+	for _, r := range s.rules {
+		m[ruleRef{chainID{r.Family, r.Table, r.Chain}, uint64(r.Handle)}] = r.forClient()
+	}
+	for _, c := range s.chains {
+		if c.Hook != "" {
+			m[ruleRef{chain: chainID{c.Family, c.Table, c.Name}}] = client.Rule{
+				Family: c.Family, Table: c.Table, Chain: c.Name, File: c.File, Line: c.Line,
+				Text: "policy " + c.Policy, Verdict: c.Policy,
+			}
+		}
+	}
+	return m
+}
+
+// hooks tells of the chains which have a hook, and which are hooked where
+// packets are forwarded.
+func (s *ruleset) hooks() (hooked, forward func(chainID) bool) {
+	hook := make(map[chainID]string)
+	for _, c := range s.chains {
+		hook[chainID{c.Family, c.Table, c.Name}] = c.Hook
+	}
+	return func(id chainID) bool { return hook[id] != "" }, func(id chainID) bool { return hook[id] == "forward" }
+}
+
+// forClient is the rule as results have it, without figures.
+func (r Rule) forClient() client.Rule {
+	return client.Rule{
+		Family: r.Family, Table: r.Table, Chain: r.Chain, Index: r.Index, File: r.File, Line: r.Line,
+		Text: r.Text, Verdict: r.Verdict,
+	}
+}

@@ -1,0 +1,43 @@
+package report
+
+import (
+	"reflect"
+
+	"github.com/wallprobe/wallprobe/client"
+)
+
+// nasty breaks out of everything that is not escaped, and has what XML cannot
+// hold, what hides text, and a word that is wider than a telephone.
+const nasty = "</script></style>]]>--><img src=x onerror=alert(1)>\"'`|\\<b>@team #12 www.evil.example https://evil.example\n\r\n# head\x00\x01\x1b[31m\u202e\u2028\ufffe{{.}} javascript:alert(1) &lt; " +
+	"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+
+// hostile is a sample in which every text is s: those that files name, and those
+// that strangers sent. Only words of closed lists are left alone.
+func hostile(s string) *client.Result {
+	r := sample()
+	poison(reflect.ValueOf(r).Elem(), s)
+	return r
+}
+
+func poison(v reflect.Value, s string) {
+	switch v.Kind() {
+	case reflect.String:
+		if v.Type() == reflect.TypeFor[string]() && v.CanSet() {
+			v.SetString(s)
+		}
+	case reflect.Struct:
+		for i := range v.NumField() {
+			if v.Type().Field(i).IsExported() {
+				poison(v.Field(i), s)
+			}
+		}
+	case reflect.Slice:
+		for i := range v.Len() {
+			poison(v.Index(i), s)
+		}
+	case reflect.Pointer:
+		if !v.IsNil() {
+			poison(v.Elem(), s)
+		}
+	}
+}
