@@ -74,7 +74,7 @@ func expectation(t *Table, x *client.Expectation, o Options) {
 			why = append(why, "at "+m.Target)
 		}
 		for _, d := range m.DecidedBy {
-			why = append(why, decision(d))
+			why = append(why, decision(d, m.Ports))
 		}
 		if text := join("; ", append(why, m.Why)...); text != "" {
 			t.Note(2, text)

@@ -48,9 +48,12 @@ func givenExpectations(names []string, known []*scenarios.Scenario) (expectation
 	return out, nil
 }
 
-// judge adds to a result what came of its expectations.
+// judge adds to a result what came of its expectations, in the place of those
+// of an earlier judgement.
 func (list expectations) judge(r *client.Result) {
-	r.Expectations = nil // those of an earlier judgement
+	if len(list) > 0 {
+		r.Expectations = nil
+	}
 	for _, f := range list {
 		r.Expectations = append(r.Expectations, f.Check(r)...)
 	}

@@ -22,7 +22,7 @@ import (
 
 // outputFlags are those of every command that measures.
 func outputFlags() []cli.Flag {
-	return append(formatFlags(),
+	return append(formatFlags(formats),
 		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
 		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
 	)
@@ -88,8 +88,8 @@ func runAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	out.wanted = wanted
 	defer out.close()
+	out.wanted = wanted
 	if c.IsSet("watch") {
 		return watched(c, list, cfg, out)
 	}
@@ -103,7 +103,7 @@ func runAction(c *cli.Context) error {
 	if err := errors.Join(out.finish(), err); err != nil {
 		return err
 	}
-	return out.wanted.status(results, verdictStatus)
+	return wanted.status(results, verdictStatus)
 }
 
 // measureList measures one scenario after the other. What was measured before
