@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup build lab test bench fuzz readme clean
+.PHONY: help setup build lab test compose bench fuzz readme clean
 
 # bin/toolchain is the Go that setup fetched where the system's is too old.
 # Debian keeps nft where ordinary users do not look.
@@ -33,6 +33,9 @@ build: setup ## bin/wallprobe
 lab: build ## every application against the main firewalls, in a rootless lab
 	@scripts/lab-exec bin/wallprobe lab
 
+compose: setup ## the tests of the lab in Docker Compose, on a machine with Docker
+	@scripts/compose
+
 test: setup ## every check: format, vet, lint, vulnerabilities, tests with the lab and real peers, cross builds
 	@scripts/setup $(PEERS)
 	@scripts/test
@@ -49,4 +52,5 @@ readme: build ## run the commands in README.md and put their output there
 	@scripts/lab-exec scripts/readme
 
 clean: ## remove what was built
+	@! scripts/compose check >/dev/null 2>&1 || scripts/compose clean
 	rm -rf bin

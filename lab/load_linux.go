@@ -97,7 +97,7 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		if !ok {
 			return err
 		}
-		if more, err := w.furnishLinks(f, failed.message, made); err != nil {
+		if more, err := w.furnishLinks(ctx, f, failed.message, made); err != nil {
 			return err
 		} else if more {
 			continue
@@ -113,7 +113,7 @@ const maxLinks = 64
 // furnishLinks makes the interfaces that nft looked for in vain, with nothing
 // behind them: rules know interfaces by number as well, and these must be there.
 // It tells whether it made one.
-func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool) (more bool, err error) {
+func (w *World) furnishLinks(ctx context.Context, f Firewall, complaint string, made map[string]bool) (more bool, err error) {
 	if f.Path == "" {
 		return false, nil
 	}
@@ -122,7 +122,7 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 			continue
 		}
 		made[name] = true
-		switch err := w.addLink(name, len(made)); {
+		switch err := w.addLink(ctx, name, len(made)); {
 		case errors.Is(err, unix.EEXIST):
 		case err != nil:
 			return false, fmt.Errorf("interface %s for the rules of %s: %w", name, f.Path, err)
@@ -134,7 +134,11 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 }
 
 // addLink adds an interface to the firewall that leads nowhere.
-func (w *World) addLink(name string, number int) error {
+func (w *World) addLink(ctx context.Context, name string, number int) error {
+	if w.keeper != "" {
+		_, _, err := request{Do: askLink, Name: name, Number: number}.send(ctx, w.keeper)
+		return err
+	}
 	return w.wires.do(func() error {
 		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {

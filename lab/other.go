@@ -24,6 +24,15 @@ type World struct{ config Config }
 // Build always fails: the lab needs Linux.
 func Build(context.Context, Config) (*World, error) { return nil, errNotLinux }
 
+// Join always fails.
+func Join(context.Context, string, Config) (*World, error) { return nil, errNotLinux }
+
+// Keep always fails.
+func Keep(context.Context, string, string) error { return errNotLinux }
+
+// Via always fails.
+func Via(string, []string) (exitCode int, err error) { return 0, errNotLinux }
+
 // Host knows no host.
 func (*World) Host(string) *Host { return nil }
 

@@ -20,6 +20,7 @@ func diffCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "diff",
 		Usage:     "what a change of the firewall's rules breaks or opens, and by which line",
+		Before:    needsNamespaces,
 		ArgsUsage: "--old NAME|FILE --new NAME|FILE [SCENARIO...]",
 		Description: "Measures behind the old rules and behind the new ones, side by side in two labs, and\n" +
 			"prints only what changed: each path with exactly those ports that fare otherwise, the\n" +
