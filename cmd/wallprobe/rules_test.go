@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -19,26 +18,23 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// wallprobe runs the program and demands one of some exit statuses.
-func wallprobe(t *testing.T, args []string, statuses ...int) []byte {
+// wallprobe runs the program, which must come to a result.
+func wallprobe(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var out, complaints bytes.Buffer
 	cmd := exec.CommandContext(t.Context(), "wallprobe", args...)
 	cmd.Stdout, cmd.Stderr = &out, &complaints
-	err := cmd.Run()
-	if e, ended := errors.AsType[*exec.ExitError](err); err != nil && !ended {
-		t.Fatal(err)
-	} else if status := cmd.ProcessState.ExitCode(); !slices.Contains(statuses, status) {
-		t.Fatalf("wallprobe %s: %v, status %d\n%s%s", strings.Join(args, " "), e, status, out.String(), complaints.String())
+	if err := cmd.Run(); err != nil && cmd.ProcessState.ExitCode() != exitBroken {
+		t.Fatalf("wallprobe %s: %v\n%.4000s%s", strings.Join(args, " "), err, out.String(), complaints.String())
 	}
 	return out.Bytes()
 }
 
 // throughRules measures a scenario behind rules.
-func throughRules(t *testing.T, scenario, role, file string, statuses ...int) *client.Result {
+func throughRules(t *testing.T, scenario, role, file string, args ...string) *client.Result {
 	t.Helper()
 	r := new(client.Result)
-	data := wallprobe(t, []string{"lab", scenario, "--as", role, "--firewall", file, "--timeout", "1s", "--json", "-"}, statuses...)
+	data := wallprobe(t, append([]string{"lab", scenario, "--as", role, "--firewall", file, "--timeout", "1s", "--json", "-"}, args...)...)
 	if err := json.Unmarshal(data, r); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +56,7 @@ func folder(t *testing.T) string {
 func rulesFile(t *testing.T, n rules.Near, args ...string) string {
 	t.Helper()
 	name := filepath.Join(folder(t), "rules.nft")
-	data := wallprobe(t, append([]string{"scenario", "rules", n.Scenario.Name, "--as", n.Role}, args...), exitHolds)
+	data := wallprobe(t, append([]string{"scenario", "rules", n.Scenario.Name, "--as", n.Role}, args...)...)
 	if err := os.WriteFile(name, data, 0o644); err != nil {
 		t.Fatal(err)
 	}
@@ -112,7 +108,8 @@ func TestScenariosSurviveTheirOwnRules(t *testing.T) {
 		tried++
 		t.Run(n.Scenario.Name+" as "+n.Role, func(t *testing.T) {
 			t.Parallel()
-			survive(t, throughRules(t, n.Scenario.Name, n.Role, rulesFile(t, n), exitHolds))
+			file := rulesFile(t, n)
+			survive(t, failures, func() *client.Result { return throughRules(t, n.Scenario.Name, n.Role, file) })
 		})
 	}
 	if tried < len(scenarios.Names()) {
@@ -120,28 +117,69 @@ func TestScenariosSurviveTheirOwnRules(t *testing.T) {
 	}
 }
 
-// survive demands that what is required passes.
-func survive(t *testing.T, r *client.Result) {
+// So does one behind its rules for iptables-restore, over both families of
+// addresses, with the FTP helper that those set.
+func TestScenarioSurvivesItsRulesForIPTables(t *testing.T) {
+	needLab(t)
+	for _, program := range []string{"iptables-restore", "ip6tables-restore"} {
+		if _, err := exec.LookPath(program); err != nil {
+			if os.Getenv(forceLab) == "1" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+	s, err := scenarios.Load("timesensor-legal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := rules.Near{Scenario: s, Role: "office"}
+	for family, args := range map[string][]string{"ipv4": nil, "ipv6": {"--ipv6"}} {
+		t.Run(family, func(t *testing.T) {
+			t.Parallel()
+			file := rulesFile(t, n, append(args, "--format", "iptables")...)
+			survive(t, failures, func() *client.Result { return throughRules(t, s.Name, n.Role, file, args...) })
+		})
+	}
+}
+
+// survive measures until all is as it must be, three times at the most: a
+// busy machine loses packets of its own, but none gets through a rule by chance.
+func survive(t *testing.T, judge func(*client.Result) []string, measure func() *client.Result) {
 	t.Helper()
+	var troubles []string
+	for range 3 {
+		if troubles = judge(measure()); len(troubles) == 0 {
+			return
+		}
+	}
+	for _, text := range troubles {
+		t.Errorf("%.500s", text)
+	}
+}
+
+// failures says what of a result is required and does not pass or work.
+func failures(r *client.Result) (out []string) {
 	passed := 0
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		switch {
 		case f.Need != scenarios.Required || f.Verdict == client.Unmeasured:
 		case !f.Survives():
-			t.Errorf("%s %s %s: %s", f.Path, f.Ports, f.Transport, f.Sentence())
+			out = append(out, fmt.Sprintf("%s %s %s: %s", f.Path, f.Ports, f.Transport, f.Sentence()))
 		default:
 			passed++
 		}
 	}
 	if passed == 0 {
-		t.Error("nothing that is required was measured")
+		out = append(out, "nothing that is required was measured")
 	}
 	for _, o := range r.Outcomes {
 		if !o.Optional && !o.Works {
-			t.Errorf("outcome %s: %s", o.ID, o.Why)
+			out = append(out, fmt.Sprintf("outcome %s: %s", o.ID, o.Why))
 		}
 	}
+	return out
 }
 
 const everyPort = "1-65535"
@@ -212,7 +250,8 @@ func TestEveryPortBesideTheRulesIsShut(t *testing.T) {
 			if in {
 				args = []string{"--inside", "wan0", "--outside", "lan0"}
 			}
-			shut(t, throughRules(t, beside(t, set, in), "near", rulesFile(t, n, args...), exitHolds))
+			scenario, file := beside(t, set, in), rulesFile(t, n, args...)
+			survive(t, leaks, func() *client.Result { return throughRules(t, scenario, "near", file) })
 		})
 	}
 	if len(swept) != len(scenarios.Names()) {
@@ -220,24 +259,25 @@ func TestEveryPortBesideTheRulesIsShut(t *testing.T) {
 	}
 }
 
-// shut demands that what the rules let through passes, and nothing else.
-func shut(t *testing.T, r *client.Result) {
-	t.Helper()
+// leaks says what of a result is not as the rules have it: what they let through
+// passes, and nothing else does.
+func leaks(r *client.Result) (out []string) {
 	ports := map[scenarios.Transport]int{}
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		ports[f.Transport] += f.Ports.Len()
-		want := client.RequestLost
+		wanted := f.Verdict == client.RequestLost && len(f.Parts) == 0
 		if strings.HasPrefix(f.Path, "LET-") {
-			want = client.Open
+			wanted = f.Verdict.Passes() // every port: else it were partial
 		}
-		if f.Verdict != want || len(f.Parts) > 0 {
-			t.Errorf("%s is not %s alone: %s", f.Path, want, f.Sentence())
+		if !wanted {
+			out = append(out, f.Path+": "+f.Sentence())
 		}
 	}
 	for _, transport := range []scenarios.Transport{scenarios.TCP, scenarios.UDP} {
 		if ports[transport] != 65535 {
-			t.Errorf("%d ports were tried over %s", ports[transport], transport)
+			out = append(out, fmt.Sprintf("%d ports were tried over %s", ports[transport], transport))
 		}
 	}
+	return out
 }
