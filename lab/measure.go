@@ -37,7 +37,7 @@ type Measurement struct {
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
-	Explain   bool                                      // adds to findings which rules decided them
+	Explain   bool                                      // adds to findings which rules decided them, unless hosts are kept by others
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -148,7 +148,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) > 0 || m.Explain {
+	if len(lacking) > 0 || m.Explain && w.explains() {
 		journals := t.stop()
 		var joining sync.WaitGroup
 		for _, r := range lacking {
@@ -156,7 +156,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		}
 		joining.Wait()
 	}
-	if m.Explain {
+	if m.Explain && w.explains() {
 		return results, w.Explain(ctx, results)
 	}
 	return results, nil

@@ -116,6 +116,10 @@ func (w *World) makeNamespaces(sites []site) error {
 	return err
 }
 
+// explains tells whether a packet can be followed through the rules: that takes
+// sockets in the networks of all hosts.
+func (w *World) explains() bool { return w.keeper == "" }
+
 // names are those that the lab's resolvers know: names without addresses are
 // the server's.
 func (w *World) names() map[string][]netip.Addr {
