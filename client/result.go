@@ -251,8 +251,9 @@ type Expectation struct {
 	Transport scenarios.Transport `json:"transport,omitempty"`
 	Ports     scenarios.PortSet   `json:"ports,omitempty"`
 	Own       bool                `json:"own,omitempty"` // they are the near end's own ports
-	Expected  []string            `json:"expected"`      // verdicts, or "works", "fails"
+	Expected  []string            `json:"expected"`      // verdicts; of an outcome "works", "works by way 2" (or one before), "fails"
 	State     State               `json:"state"`
+	Measured  string              `json:"measured,omitempty"` // of an outcome: "works by way 2"
 	Why       string              `json:"why,omitempty"`
 	Misses    []Part              `json:"misses,omitempty"` // exactly those ports that fared otherwise
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -13,7 +14,7 @@ import (
 func (r Run) Matches(res *client.Result) bool {
 	return r.Scenario == res.Scenario && (r.Role == "" || r.Role == res.Role) &&
 		(r.Family == "" || string(r.Family) == res.Family) &&
-		(r.Firewall == "" || r.Firewall == subjectOf(res).Firewall)
+		(r.Firewall == "" || r.Firewall == SubjectOf(res).Firewall)
 }
 
 // String names what a run speaks of.
@@ -186,16 +187,12 @@ func (e Outcome) hold(res *client.Result, file string, line int) client.Expectat
 	}
 	o := &res.Outcomes[at]
 	got := outcomeState(o)
-	x.Title = o.Title
+	x.Title, x.Measured = o.Title, got.Short()
 	switch {
 	case o.Unknown:
 		x.State, x.Why = client.Untold, o.Why
-	case o.Works != e.Works && o.Works:
-		x.State, x.Why = client.Fails, got.String()
-	case o.Works != e.Works:
-		x.State, x.Why = client.Fails, o.Why
-	case e.Way > 0 && got.Way > e.Way:
-		x.State, x.Why = client.Fails, fmt.Sprintf("%s; %s", got, o.Why)
+	case o.Works != e.Works || e.Way > 0 && got.Way > e.Way:
+		x.State, x.Why = client.Fails, strings.TrimSuffix(strings.TrimPrefix(o.Via+"; "+o.Why, "; "), "; ")
 	}
 	return x
 }
@@ -205,19 +202,37 @@ func (e Outcome) words() string {
 	case !e.Works:
 		return "fails"
 	case e.Way > 0:
-		return "works by way " + strconv.Itoa(e.Way) + " at the latest"
+		return "works by way " + strconv.Itoa(e.Way)
 	}
 	return "works"
 }
+
+// noControl is why what is closed proves nothing.
+const noControl = "nothing across the firewall that was expected open was open in this run, so that what is closed proves nothing"
 
 // unproved are denials in a run in which nothing passed that had to.
 func unproved(list []client.Expectation) []client.Expectation {
 	for i := range list {
 		if x := &list[i]; x.State == client.Holds && (x.Path != "" || slices.Equal(x.Expected, []string{"fails"})) {
-			x.State, x.Why = client.Untold, "nothing across the firewall that was expected open was open in this run, so that what is closed proves nothing"
+			x.State, x.Why = client.Untold, noControl
 		}
 	}
 	return list
+}
+
+// Uncontrolled says in a sentence that a result which was checked proves none of
+// what must be closed, for nothing that must be open was; it is empty otherwise.
+func Uncontrolled(res *client.Result) string {
+	if !slices.ContainsFunc(res.Expectations, func(x client.Expectation) bool { return x.Why == noControl }) {
+		return ""
+	}
+	var closed []string
+	for _, x := range res.Expectations {
+		for _, m := range x.Misses {
+			closed = append(closed, fmt.Sprintf("%s %s/%s %s", x.Path, m.Ports, x.Transport, m.Verdict))
+		}
+	}
+	return fmt.Sprintf("%s: the run is void, for nothing that must be open was (%s), so that what is closed proves nothing", SubjectOf(res), strings.Join(closed, ", "))
 }
 
 // inOrder merges expectations by their lines.

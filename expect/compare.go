@@ -116,16 +116,24 @@ type OutcomeChange struct {
 type OutcomeState struct {
 	Works   bool   `json:"works"`
 	Unknown bool   `json:"unknown,omitempty"`
-	Way     int    `json:"way,omitempty"` // that won, from 1
+	Way     int    `json:"way,omitempty"` // that won, from 1, where there are several
 	Via     string `json:"via,omitempty"` // its title
 	Why     string `json:"why,omitempty"` // what stops the ways before it, or all
 }
 
 // String is the state in words: "works by way 2, relayed", "fails".
 func (s OutcomeState) String() string {
+	if s.Works && s.Way > 0 {
+		return s.Short() + ", " + s.Via
+	}
+	return s.Short()
+}
+
+// Short is the state without the way's title.
+func (s OutcomeState) Short() string {
 	switch {
 	case s.Works && s.Way > 0:
-		return fmt.Sprintf("works by way %d, %s", s.Way, s.Via)
+		return fmt.Sprintf("works by way %d", s.Way)
 	case s.Works:
 		return "works"
 	case s.Unknown:
@@ -162,10 +170,10 @@ func Compare(old, new []*client.Result, o Options) (Comparison, error) {
 		c.Pairs = append(c.Pairs, comparePair(p.old, p.new, o))
 	}
 	for _, r := range oldOnly {
-		c.OldOnly = append(c.OldOnly, subjectOf(r))
+		c.OldOnly = append(c.OldOnly, SubjectOf(r))
 	}
 	for _, r := range newOnly {
-		c.NewOnly = append(c.NewOnly, subjectOf(r))
+		c.NewOnly = append(c.NewOnly, SubjectOf(r))
 	}
 	if len(pairs) == 0 {
 		errs = append(errs, fmt.Errorf("nothing was measured both times: old %s; new %s", list(c.OldOnly), list(c.NewOnly)))
@@ -184,7 +192,8 @@ func list(subjects []Subject) string {
 	return "has " + strings.Join(out, ", ")
 }
 
-func subjectOf(r *client.Result) Subject {
+// SubjectOf is what a result is about.
+func SubjectOf(r *client.Result) Subject {
 	s := Subject{Scenario: r.Scenario, Role: r.Role, Family: r.Family}
 	if r.Firewall != nil {
 		s.Firewall = r.Firewall.Name
@@ -202,7 +211,7 @@ func pairUp(old, new []*client.Result) (pairs []pair, oldOnly, newOnly []*client
 	match := func(r *client.Result, same func(Subject) Subject) {
 		var found []*client.Result
 		for _, o := range old {
-			if !taken[o] && same(subjectOf(o)) == same(subjectOf(r)) {
+			if !taken[o] && same(SubjectOf(o)) == same(SubjectOf(r)) {
 				found = append(found, o)
 			}
 		}
@@ -236,7 +245,7 @@ func pairUp(old, new []*client.Result) (pairs []pair, oldOnly, newOnly []*client
 // alone tells whether no other result without a partner is about the same.
 func alone(r *client.Result, all []*client.Result, partner map[*client.Result]*client.Result, same func(Subject) Subject) bool {
 	return !slices.ContainsFunc(all, func(x *client.Result) bool {
-		return x != r && partner[x] == nil && same(subjectOf(x)) == same(subjectOf(r))
+		return x != r && partner[x] == nil && same(SubjectOf(x)) == same(SubjectOf(r))
 	})
 }
 
@@ -263,7 +272,7 @@ func comparePair(old, new *client.Result, o Options) Pair {
 }
 
 func measured(r *client.Result) Measured {
-	return Measured{Firewall: subjectOf(r).Firewall, Reflector: r.Reflector, Started: r.Started}
+	return Measured{Firewall: SubjectOf(r).Firewall, Reflector: r.Reflector, Started: r.Started}
 }
 
 // doubts say why a pair proves nothing.
@@ -274,11 +283,11 @@ func doubts(old, new *client.Result, o Options) []string {
 		r    *client.Result
 	}{{"old", old}, {"new", new}} {
 		if why := Void(side.r); why != "" {
-			out = append(out, fmt.Sprintf("the %s result of %s proves nothing: %s", side.name, subjectOf(side.r), why))
+			out = append(out, fmt.Sprintf("the %s result of %s proves nothing: %s", side.name, SubjectOf(side.r), why))
 		}
 	}
 	if old.Reflector != new.Reflector && !o.AnyReflector {
-		out = append(out, fmt.Sprintf("%s was measured against two reflectors, %s and %s: what differs may be theirs and not the firewall's", subjectOf(new), old.Reflector, new.Reflector))
+		out = append(out, fmt.Sprintf("%s was measured against two reflectors, %s and %s: what differs may be theirs and not the firewall's", SubjectOf(new), old.Reflector, new.Reflector))
 	}
 	return out
 }
@@ -341,7 +350,7 @@ func compareOutcome(old, new *client.Outcome) (OutcomeChange, bool) {
 
 func outcomeState(o *client.Outcome) OutcomeState {
 	s := OutcomeState{Works: o.Works, Unknown: o.Unknown, Via: o.Via, Why: o.Why}
-	if o.Works {
+	if o.Works && len(o.Ways) > 1 {
 		s.Way = 1 + slices.IndexFunc(o.Ways, func(w client.Way) bool { return w.Title == o.Via })
 	}
 	return s

@@ -179,7 +179,7 @@ func TestRunsOfWhichThereIsNoResultAreTold(t *testing.T) {
 func TestInvalidFilesGetExactMessages(t *testing.T) {
 	for text, want := range map[string]string{
 		"": "x.yaml:1:1: the file is empty",
-		"schema: wallprobe/scenario/1\nruns: []\n": "x.yaml:1:9: \"schema\": \"wallprobe/scenario/1\" is not the schema that this program reads: wallprobe/expect/1\nx.yaml:2:7: \"runs\" is an empty list",
+		"schema: wallprobe/scenario/1\nruns: []\n": "x.yaml:1:9: \"schema\": \"wallprobe/scenario/1\" is not the schema that this program reads: wallprobe/expect/1",
 		file(): "x.yaml:3:3: nothing is expected of this run; give it paths or outcomes",
 		file("  paths: [{path: O-1, verdict: [open]}]"):                                                                                    "x.yaml:6:11: key \"verdicts\" is missing\nx.yaml:6:23: unknown key \"verdict\"; did you mean \"verdicts\"?",
 		file("  paths: [{path: O-1, verdicts: open}]"):                                                                                     "x.yaml:6:33: \"verdicts\" must be a list, not the text \"open\"; write [open]",
@@ -204,7 +204,7 @@ func TestFilesThatDoNotFitTheScenarioGetExactMessages(t *testing.T) {
 	s := own(t)
 	for text, want := range map[string]string{
 		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "scenario: own", "scenario: owm", 1): `x.yaml:3:13: scenario "owm" is not measured here; did you mean "own"?`,
-		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "version: 1", "version: 3", 1):       `x.yaml:4:12: this was written for version 3 of scenario own, which is at version 1: look through it with wallprobe scenario show own, then write 1 here`,
+		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "version: 1", "version: 3", 1):       `x.yaml:4:12: this was written for version 3 of scenario own, which is at version 1: look through it with wallprobe scenario show own.yaml, then write 1 here`,
 		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "role: app", "role: nobody", 1):      `x.yaml:5:9: scenario own has no near end "nobody"; known are app`,
 		file("  paths: [{path: O-1, verdicts: [open]}, {path: P-1, verdicts: [open]}]"):                        `x.yaml:6:49: scenario own has no path "P-1"; did you mean "O-1"?`,
 		file("  paths: [{path: O-6, verdicts: [open]}]"):                                                       `x.yaml:6:18: path O-6 of scenario own is not measured from role app`,

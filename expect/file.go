@@ -2,6 +2,7 @@ package expect
 
 import (
 	_ "embed" // for the source of the types
+	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -116,10 +117,28 @@ func Parse(name string, data []byte) (*File, error) {
 	if f.parsed.Read() {
 		f.check()
 	}
-	if err := f.parsed.Err(); err != nil {
+	err := f.parsed.Err()
+	if errs, ok := errors.AsType[scenarios.Errors](err); ok && f.Schema == "" && f.parsed.Has("schema") {
+		return nil, f.foreign(errs)
+	}
+	if err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// foreign is what is wrong with a file of another kind: nothing but that.
+func (f *File) foreign(errs scenarios.Errors) error {
+	line := f.parsed.Line("schema")
+	at := slices.IndexFunc(errs, func(p scenarios.Problem) bool { return p.Line == line && strings.HasPrefix(p.Message, `"schema"`) })
+	if at < 0 {
+		return errs
+	}
+	p := errs[at]
+	if strings.Contains(p.Message, strconv.Quote(client.ResultSchema)) {
+		p.Message += "; make one from this result: wallprobe expect " + f.name + " >FILE"
+	}
+	return scenarios.Errors{p}
 }
 
 func place(run int, rest ...string) string {
@@ -137,7 +156,7 @@ func outcomePlace(run, outcome int, rest ...string) string {
 // check notes what is wrong between values that are right by themselves.
 func (f *File) check() {
 	for i, r := range f.Runs {
-		if len(r.Paths)+len(r.Outcomes) == 0 && r.Scenario != "" {
+		if !f.parsed.Has(place(i, "paths")) && !f.parsed.Has(place(i, "outcomes")) && r.Scenario != "" {
 			f.parsed.Problem(place(i), "nothing is expected of this run; give it paths or outcomes")
 		}
 		if r.denies() && !slices.ContainsFunc(r.Paths, Path.allows) && r.readWell() {
@@ -216,12 +235,20 @@ func (f *File) Fit(known []*scenarios.Scenario) error {
 		}
 		s := known[at]
 		if s.Version != r.Version {
-			f.parsed.Problem(place(i, "version"), "this was written for version %d of scenario %s, which is at version %d: look through it with wallprobe scenario show %s, then write %d here", r.Version, s.Name, s.Version, s.Name, s.Version)
+			f.parsed.Problem(place(i, "version"), "this was written for version %d of scenario %s, which is at version %d: look through it with wallprobe scenario show %s, then write %d here", r.Version, s.Name, s.Version, shown(s), s.Version)
 			continue
 		}
 		f.fitRun(i, r, s)
 	}
 	return f.parsed.Err()
+}
+
+// shown is how a person names a scenario on a command line.
+func shown(s *scenarios.Scenario) string {
+	if s.File == "" || strings.HasPrefix(s.File, "builtin:") {
+		return s.Name
+	}
+	return s.File
 }
 
 func (f *File) fitRun(run int, r Run, s *scenarios.Scenario) {

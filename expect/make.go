@@ -31,14 +31,14 @@ func Write(results []*client.Result) ([]byte, error) {
 	var comments []runComments
 	for _, r := range results {
 		if why := Void(r); why != "" {
-			return nil, fmt.Errorf("the result of %s is nothing to expect again: %s", subjectOf(r), why)
+			return nil, fmt.Errorf("the result of %s is nothing to expect again: %s", SubjectOf(r), why)
 		}
 		run, c := runOf(r)
 		if len(run.Paths)+len(run.Outcomes) == 0 {
-			return nil, fmt.Errorf("the result of %s is nothing to expect again: nothing in it could be measured", subjectOf(r))
+			return nil, fmt.Errorf("the result of %s is nothing to expect again: nothing in it could be measured", SubjectOf(r))
 		}
 		if run.denies() && !slices.ContainsFunc(run.Paths, Path.allows) {
-			return nil, fmt.Errorf("the result of %s is nothing to expect again: nothing passed in it, so that what was closed proves nothing", subjectOf(r))
+			return nil, fmt.Errorf("the result of %s is nothing to expect again: nothing passed in it, so that what was closed proves nothing", SubjectOf(r))
 		}
 		if !several(r, results) {
 			run.Firewall = ""
@@ -54,9 +54,9 @@ func Write(results []*client.Result) ([]byte, error) {
 
 // several tells whether other results differ from r by their firewall alone.
 func several(r *client.Result, all []*client.Result) bool {
-	is := subjectOf(r)
+	is := SubjectOf(r)
 	return slices.ContainsFunc(all, func(o *client.Result) bool {
-		s := subjectOf(o)
+		s := SubjectOf(o)
 		s.Firewall = is.Firewall
 		return o != r && s == is
 	})
@@ -69,7 +69,7 @@ type runComments struct {
 }
 
 func runOf(r *client.Result) (Run, runComments) {
-	run := Run{Scenario: r.Scenario, Version: r.Version, Role: r.Role, Family: Family(r.Family), Firewall: subjectOf(r).Firewall}
+	run := Run{Scenario: r.Scenario, Version: r.Version, Role: r.Role, Family: Family(r.Family), Firewall: SubjectOf(r).Firewall}
 	var c runComments
 	for i := range r.Findings {
 		x := &r.Findings[i]

@@ -87,18 +87,13 @@ func (c Config) check() error {
 	if err := c.Wiring.check(); err != nil {
 		return err
 	}
-	networks := []netip.Prefix{c.Inside.V4, c.Inside.V6, c.Outside.V4, c.Outside.V6}
 	for _, p := range c.Own {
 		if !p.IsValid() || p != p.Masked() {
 			return fmt.Errorf("range %s has bits set beyond its length", p)
 		}
 	}
-	for i, p := range networks {
-		for _, q := range slices.Concat(networks[i+1:], c.Own) {
-			if p.Overlaps(q) {
-				return fmt.Errorf("networks %s and %s overlap", p.Masked(), q.Masked())
-			}
-		}
+	if err := c.checkNetworks(); err != nil {
+		return err
 	}
 	for _, h := range c.Hosts {
 		if h != lan2Name && h != otherName {
@@ -107,6 +102,26 @@ func (c Config) check() error {
 	}
 	if c.MTU != 0 && (c.MTU < 1280 || c.MTU > 65535) {
 		return fmt.Errorf("mtu %d is not between 1280, the least for IPv6, and 65535", c.MTU)
+	}
+	return nil
+}
+
+// checkNetworks refuses networks that overlap: nobody would know the way.
+func (c Config) checkNetworks() error {
+	in, out := c.Inside, c.Outside
+	for _, pair := range [][2]netip.Prefix{{in.V4, out.V4}, {in.V6, out.V6}} {
+		if pair[0].Overlaps(pair[1]) {
+			return fmt.Errorf("network %s, inside, and network %s, outside, overlap", pair[0].Masked(), pair[1].Masked())
+		}
+	}
+	for side, i := range map[string]Interface{"inside": in, "outside": out} {
+		for _, p := range []netip.Prefix{i.V4, i.V6} {
+			for _, q := range c.Own {
+				if p.Overlaps(q) {
+					return fmt.Errorf("network %s, %s, overlaps %s, where the documents have servers; give another one with --%[2]s %[4]s=PREFIX", p.Masked(), side, q.Masked(), i.Name)
+				}
+			}
+		}
 	}
 	return nil
 }

@@ -61,6 +61,9 @@ func (e *MisfitError) Error() string { return fmt.Sprintf("firewall %s:%s", e.Fi
 // the other way around.
 func OpenFirewall(nameOrFile string) (Firewall, error) {
 	if text, err := firewalls.ReadFile("firewalls/" + nameOrFile + ".nft"); err == nil {
+		if st, err := os.Stat(nameOrFile); err == nil && st.Mode().IsRegular() {
+			return Firewall{}, fmt.Errorf("%q is a built-in firewall and a file here; for the file write ./%[1]s", nameOrFile)
+		}
 		return withBoxes(Firewall{Name: nameOrFile, Text: text})
 	}
 	if files := dumpFiles(nameOrFile); len(files) > 1 {
@@ -158,9 +161,11 @@ func (f Firewall) Title() string {
 // lines in nft's messages are those of the file.
 func (f Firewall) script(inside, outside string) []byte {
 	text := f.Text
-	if f.Path == "" {
+	if f.Path != "" {
+		text = withoutRemovals(text)
+	} else {
 		text = bytes.Replace(text, []byte(`define inside = "lan0"`), []byte(`define inside = "`+inside+`"`), 1)
 		text = bytes.Replace(text, []byte(`define outside = "wan0"`), []byte(`define outside = "`+outside+`"`), 1)
 	}
-	return append([]byte("flush ruleset; "), append(bytes.Clone(text), '\n')...)
+	return append([]byte(flush), append(bytes.Clone(text), '\n')...)
 }

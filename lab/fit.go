@@ -47,7 +47,7 @@ func fit(found []mention, asked Wiring) fitting {
 			instead.Outside.Name = g.outside
 		}
 		full := instead.withDefaults()
-		return fitting{instead: &instead, notes: []string{fmt.Sprintf("as the rules speak of interfaces, %s is inside and %s outside; --inside and --outside say otherwise", full.Inside.Name, full.Outside.Name)}}
+		return fitting{instead: &instead, notes: []string{fmt.Sprintf("%s is taken for the inside and %s for the outside, as the rules have them; --inside and --outside say otherwise", full.Inside.Name, full.Outside.Name)}}
 	}
 	return fitting{why: fmt.Sprintf("there is no interface %s here; in the lab %s is inside and %s outside; say which it is with %s",
 		names(strange), w.Inside.Name, w.Outside.Name, g.flags())}
@@ -55,7 +55,7 @@ func fit(found []mention, asked Wiring) fitting {
 
 // elsewhere tells of interfaces that the lab does not have.
 func elsewhere(strange []mention) string {
-	return fmt.Sprintf("the rules speak of %s too: here nothing comes from there, and nothing goes there", names(strange))
+	return fmt.Sprintf("the rules speak of %s too, which lead nowhere here", names(strange))
 }
 
 // names lists the first few of many.
@@ -144,7 +144,9 @@ func guess(strange []mention, asked Wiring, insideSet, outsideSet bool) wiringGu
 		return wiringGuess{inside: example(left[0].name), either: true}
 	}
 	if !outsideSet {
-		g.outside, left = example(left[0].name), left[1:]
+		i := max(0, slices.IndexFunc(left, func(m mention) bool { return m.out }))
+		g.outside = example(left[i].name)
+		left = slices.Delete(left, i, i+1)
 	}
 	if !insideSet && len(left) > 0 {
 		g.inside = example(left[0].name)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -26,7 +27,7 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 		return err
 	}
 	w.mu.Lock()
-	w.loaded, w.source = f, nil
+	w.loaded, w.source, w.notes = f, nil, nil
 	w.mu.Unlock()
 	if f.Path == "" || len(f.Boxes) > 0 {
 		return nil
@@ -57,7 +58,20 @@ func (w *World) fit(ctx context.Context, f Firewall) error {
 		return &MisfitError{Firewall: f.Path, Why: place + " " + fits.why, instead: fits.instead, notes: fits.notes}
 	}
 	w.note(fits.notes...)
+	if len(f.Dumps) == 0 {
+		for _, pattern := range emptyIncludes(f.Text, filepath.Dir(f.Path)) {
+			w.note(fmt.Sprintf("include %q: there is no such file here, and nft goes on without", pattern))
+		}
+	}
 	return nil
+}
+
+// Notes are what a person has to know of a user's rules beside what they decide:
+// interfaces that were chosen for them, what they speak of and the lab lacks.
+func (w *World) Notes() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.notes)
 }
 
 // note keeps what a person has to know of the rules.
@@ -88,9 +102,8 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		} else if more {
 			continue
 		}
-		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
-		message = strings.ReplaceAll(message, "flush ruleset; ", "")
-		return &RulesError{Firewall: source, Message: strings.TrimSpace(message) + hint(message)}
+		message := asInFile(failed.message, source)
+		return &RulesError{Firewall: source, Message: message + hint(message)}
 	}
 }
 

@@ -141,9 +141,10 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 	if err != nil {
 		return results, err
 	}
+	notes := slices.Concat(w.Notes(), w.trouble(m.IPv6))
 	var lacking []*client.Result
 	for _, r := range results {
-		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: w.notes, Rules: counted(before, after)}
+		r.Firewall = &client.Firewall{Name: w.config.Firewall.Name, Notes: notes, Rules: counted(before, after)}
 		if t.lacks(r) {
 			lacking = append(lacking, r)
 		}

@@ -12,6 +12,7 @@ type mention struct {
 	name   string // may end in a star, as nft writes a beginning
 	masked bool   // those who leave by it get its address: it leads outside
 	behind bool   // and those who leave by all but it: it leads inside
+	out    bool   // something is said of packets that leave by it
 	routed bool   // it is spoken of where routed packets pass, and not only those of bridges and cards
 }
 
@@ -39,6 +40,7 @@ type namings struct {
 type mentionReader struct {
 	elements map[[3]string][]any // of sets and maps, by family, table and name
 	rules    map[chainKey][]map[string]any
+	masking  map[chainKey]bool // chains of which masks knows already
 	found    []mention
 }
 
@@ -51,7 +53,7 @@ func readMentions(list []byte, devices []string) (found []mention, hooks []strin
 	if err := json.Unmarshal(list, &all); err != nil {
 		return nil, nil, fmt.Errorf("nft list ruleset: %w", err)
 	}
-	r := &mentionReader{elements: make(map[[3]string][]any), rules: make(map[chainKey][]map[string]any)}
+	r := &mentionReader{elements: make(map[[3]string][]any), rules: make(map[chainKey][]map[string]any), masking: make(map[chainKey]bool)}
 	for _, o := range all.Nftables {
 		if s := o.Set; s != nil {
 			r.elements[[3]string{s.Family, s.Table, s.Name}] = s.Elem
@@ -64,10 +66,7 @@ func readMentions(list []byte, devices []string) (found []mention, hooks []strin
 		}
 		if rule := o.Rule; rule != nil {
 			key := chainKey{rule.Family, rule.Table, rule.Chain}
-			for _, statement := range rule.Expr {
-				r.rules[key] = append(r.rules[key], statement)
-			}
-			r.rules[key] = append(r.rules[key], nil) // the rule's end
+			r.rules[key] = append(r.rules[key], rule.Expr...)
 		}
 	}
 	for _, o := range all.Nftables {
@@ -97,19 +96,21 @@ func (r *mentionReader) add(m mention) {
 		return
 	}
 	o := &r.found[i]
-	o.masked, o.behind, o.routed = o.masked || m.masked, o.behind || m.behind, o.routed || m.routed
+	o.masked, o.behind = o.masked || m.masked, o.behind || m.behind
+	o.out, o.routed = o.out || m.out, o.routed || m.routed
 }
 
 // rule finds the interfaces in one rule.
 func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 	routed := at.family == "inet" || at.family == "ip" || at.family == "ip6"
-	masks := slices.ContainsFunc(expr, func(s map[string]any) bool { return r.masks(at, s, nil) })
+	masks := slices.ContainsFunc(expr, func(s map[string]any) bool { return r.masks(at, s) })
 	for _, statement := range expr {
 		if m, ok := statement["match"].(map[string]any); ok {
 			for _, c := range compared(m["left"]) {
 				out := strings.HasPrefix(c.key, "oif")
 				for _, name := range r.values(at, m["right"], c.place) {
-					r.add(mention{name, out && masks && m["op"] != "!=", out && masks && m["op"] == "!=", routed})
+					is := m["op"] != "!="
+					r.add(mention{name: name, masked: out && masks && is, behind: out && masks && !is, out: out && is, routed: routed})
 				}
 			}
 		}
@@ -126,7 +127,7 @@ func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 					}
 					verdict, _ := p[1].(map[string]any)
 					for _, name := range r.values(at, p[0], c.place) {
-						r.add(mention{name: name, masked: strings.HasPrefix(c.key, "oif") && r.masks(at, verdict, nil), routed: routed})
+						r.add(mention{name: name, masked: strings.HasPrefix(c.key, "oif") && r.masks(at, verdict), routed: routed})
 					}
 				}
 			}
@@ -135,8 +136,8 @@ func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 }
 
 // masks tells whether a statement gives packets the address of the interface by
-// which they leave, or leads to a chain that does. seen are the chains on the way.
-func (r *mentionReader) masks(at chainKey, statement map[string]any, seen []string) bool {
+// which they leave, or leads to a chain that does.
+func (r *mentionReader) masks(at chainKey, statement map[string]any) bool {
 	if _, ok := statement["masquerade"]; ok {
 		return true
 	}
@@ -146,15 +147,20 @@ func (r *mentionReader) masks(at chainKey, statement map[string]any, seen []stri
 	for _, kind := range []string{"jump", "goto"} {
 		to, _ := statement[kind].(map[string]any)
 		target, _ := to["target"].(string)
-		if target == "" || slices.Contains(seen, target) {
-			continue
-		}
-		next := chainKey{at.family, at.table, target}
-		if slices.ContainsFunc(r.rules[next], func(s map[string]any) bool { return r.masks(next, s, append(seen, target)) }) {
+		if target != "" && r.chainMasks(chainKey{at.family, at.table, target}) {
 			return true
 		}
 	}
 	return false
+}
+
+func (r *mentionReader) chainMasks(chain chainKey) bool {
+	if known, ok := r.masking[chain]; ok {
+		return known
+	}
+	r.masking[chain] = false // while it is being looked at: no chain leads to itself
+	r.masking[chain] = slices.ContainsFunc(r.rules[chain], func(s map[string]any) bool { return r.masks(chain, s) })
+	return r.masking[chain]
 }
 
 // A comparison is with an interface, which may be one of several things that are

@@ -39,6 +39,11 @@ func (*World) Host(string) *Host { return nil }
 // Counters always fails.
 func (*World) Counters() ([]Rule, error) { return nil, errNotLinux }
 
+// Notes are none.
+func (*World) Notes() []string { return nil }
+
+func (*World) trouble(bool) []string { return nil }
+
 // Explain always fails.
 func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
 

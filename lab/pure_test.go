@@ -78,15 +78,15 @@ func TestHostsAvoidTheFirewallsAddress(t *testing.T) {
 
 func TestImpossibleWorldsAreRefused(t *testing.T) {
 	cases := map[string]Config{
-		"both interfaces of the firewall are called wan0":                        {Wiring: Wiring{Inside: Interface{Name: "wan0"}}},
-		`interface name "a-very-long-name" is longer than 15 bytes`:              {Wiring: Wiring{Inside: Interface{Name: "a-very-long-name"}}},
-		"networks 10.77.1.0/24 and 10.0.0.0/8 overlap":                           {Own: []netip.Prefix{prefix("10.0.0.0/8")}},
-		"networks 10.77.1.0/24 and 10.77.0.0/16 overlap":                         {Wiring: Wiring{Outside: Interface{V4: prefix("10.77.0.1/16")}}},
-		"range 23.0.0.1/8 has bits set beyond its length":                        {Own: []netip.Prefix{prefix("23.0.0.1/8")}},
-		`no host "lan3" to build: there are lan2 and other`:                      {Hosts: []string{"lan3"}},
-		"mtu 500 is not between 1280, the least for IPv6, and 65535":             {MTU: 500},
-		"network 192.0.2.0/30 has too few addresses for the hosts of the lab":    {Wiring: Wiring{Outside: Interface{V4: prefix("192.0.2.1/30")}}, Hosts: []string{"other"}},
-		"interface lan0 needs an IPv4 and an IPv6 prefix, not ::/64 and ::1/128": {Wiring: Wiring{Inside: Interface{V4: prefix("::/64"), V6: prefix("::1/128")}}},
+		"both interfaces of the firewall are called wan0":                                                                                 {Wiring: Wiring{Inside: Interface{Name: "wan0"}}},
+		`interface name "a-very-long-name" is longer than 15 bytes`:                                                                       {Wiring: Wiring{Inside: Interface{Name: "a-very-long-name"}}},
+		"network 10.77.1.0/24, inside, overlaps 10.0.0.0/8, where the documents have servers; give another one with --inside lan0=PREFIX": {Own: []netip.Prefix{prefix("10.0.0.0/8")}},
+		"network 10.77.1.0/24, inside, and network 10.77.0.0/16, outside, overlap":                                                        {Wiring: Wiring{Outside: Interface{V4: prefix("10.77.0.1/16")}}},
+		"range 23.0.0.1/8 has bits set beyond its length":                                                                                 {Own: []netip.Prefix{prefix("23.0.0.1/8")}},
+		`no host "lan3" to build: there are lan2 and other`:                                                                               {Hosts: []string{"lan3"}},
+		"mtu 500 is not between 1280, the least for IPv6, and 65535":                                                                      {MTU: 500},
+		"network 192.0.2.0/30 has too few addresses for the hosts of the lab":                                                             {Wiring: Wiring{Outside: Interface{V4: prefix("192.0.2.1/30")}}, Hosts: []string{"other"}},
+		"interface lan0 needs an IPv4 and an IPv6 prefix, not ::/64 and ::1/128":                                                          {Wiring: Wiring{Inside: Interface{V4: prefix("::/64"), V6: prefix("::1/128")}}},
 	}
 	for want, c := range cases {
 		_, err := plan(c)

@@ -177,6 +177,7 @@ func (w *World) ruleset() (*ruleset, error) {
 	if len(w.loaded.Dumps) > 0 {
 		place(set.rules, w.loaded.Dumps)
 		placePolicies(set.chains, w.loaded.Dumps)
+		set.text = append(set.text, w.loaded.Text...) // of some matches nft lists no more than the name
 		return set, nil
 	}
 	if w.source == nil {

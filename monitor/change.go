@@ -2,119 +2,56 @@ package monitor
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// A Change is what is different from the round before.
-type Change struct {
-	What     string // "CRD-A3 3478/udp", or the title of an outcome
-	Old, New string // "open", "request-lost"; no Old where there was no round before
-}
-
-// String is "CRD-A3 3478/udp: open -> request-lost".
-func (c Change) String() string {
-	if c.Old == "" {
-		return c.What + ": " + c.New
-	}
-	return fmt.Sprintf("%s: %s -> %s", c.What, c.Old, c.New)
-}
-
-// Changes tells how a result differs from the one before of the same scenario
-// and role: verdicts, the exact ranges of partial ones, and outcomes with their
+// Changes tells in lines how a result differs from the one before of the same
+// scenario and role: verdicts of the ports that changed, and outcomes with their
 // ways, but no times. Where old is nil, it tells all that does not pass or work.
-func Changes(old, now *client.Result) []Change {
-	var out []Change
-	before := make(map[string][]string)
-	if old != nil {
-		for _, s := range states(old) {
-			before[s.key] = s.said
-		}
+func Changes(old, now *client.Result) []string {
+	if old == nil {
+		return failing(now)
 	}
-	for _, s := range states(now) {
-		was, known := before[s.key]
-		switch {
-		case old == nil && !s.fine:
-			out = append(out, Change{What: s.what, New: few(s.said)})
-		case old != nil && !known:
-			out = append(out, Change{What: s.what, Old: "not measured", New: few(s.said)})
-		case old != nil && !slices.Equal(was, s.said):
-			gone, come := without(was, s.said), without(s.said, was)
-			if len(gone) == 0 || len(come) == 0 {
-				gone, come = was, s.said
-			}
-			out = append(out, Change{What: s.what, Old: few(gone), New: few(come)})
+	// A reflector may have moved between rounds, which is no doubt about it.
+	c, err := expect.Compare([]*client.Result{old}, []*client.Result{now}, expect.Options{AnyReflector: true})
+	if err != nil {
+		return []string{err.Error()}
+	}
+	var out []string
+	for _, p := range c.Pairs {
+		for _, change := range p.Changes {
+			out = append(out, report.ChangeLine(change))
+		}
+		for _, o := range p.Outcomes {
+			out = append(out, fmt.Sprintf("%s: %s -> %s", o.Title, o.Old, o.New))
 		}
 	}
 	return out
 }
 
-// A state is how a path or an outcome stands.
-type state struct {
-	key, what string
-	said      []string // a verdict, or one for each part
-	fine      bool
-}
-
-// fine tells whether nothing need be said of a finding in the first round. What
-// cannot be measured from this end at all is told by run without --watch.
-func fine(f *client.Finding) bool {
-	return f.Survives() || f.Verdict == client.Unmeasured || f.Need == scenarios.Negative
-}
-
-// states lists how everything of a result stands.
-func states(r *client.Result) []state {
-	var out []state
+// failing lists what does not pass or work. What cannot be measured from this
+// end at all is not among it: run without --watch tells that.
+func failing(r *client.Result) []string {
+	var out []string
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		s := state{key: findingKey(f), what: strings.TrimSpace(f.Path + " " + report.Where(f)), fine: fine(f)}
-		for _, p := range f.Parts {
-			s.said = append(s.said, strings.Join(strings.Fields(fmt.Sprintf("%s %s %s", p.Verdict, p.Target, p.Ports)), " "))
+		wanted := f.Need != scenarios.Negative || f.Verdict == client.Silent
+		if !f.Survives() && wanted && f.Verdict != client.Unmeasured {
+			out = append(out, fmt.Sprintf("%s: %s", strings.TrimSpace(f.Path+" "+report.Where(f)), f.Sentence()))
 		}
-		if len(s.said) == 0 {
-			s.said = []string{string(f.Verdict)}
-		}
-		out = append(out, s)
 	}
 	for _, o := range r.Outcomes {
-		out = append(out, state{key: "outcome " + o.ID, what: o.Title, said: []string{outcome(o)}, fine: o.Works})
-	}
-	return out
-}
-
-func findingKey(f *client.Finding) string { return "path " + f.Path + "/" + string(f.Transport) }
-
-func outcome(o client.Outcome) string {
-	switch {
-	case o.Works && len(o.Ways) > 1:
-		return "works by " + o.Via
-	case o.Works:
-		return "works"
-	case o.Unknown:
-		return "unknown"
-	}
-	return "fails"
-}
-
-// without gives the members of a that are not in b.
-func without(a, b []string) (out []string) {
-	for _, s := range a {
-		if !slices.Contains(b, s) {
-			out = append(out, s)
+		switch {
+		case o.Unknown && !o.Works:
+			out = append(out, o.Title+": unknown")
+		case !o.Works:
+			out = append(out, o.Title+": fails")
 		}
 	}
 	return out
-}
-
-// few joins a list and says how many more there are of a long one.
-func few(list []string) string {
-	const most = 4
-	if more := len(list) - most; more > 1 {
-		return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), more)
-	}
-	return strings.Join(list, ", ")
 }

@@ -191,23 +191,23 @@ func worstResult(t testing.TB) []*client.Result {
 }
 
 // documents are the scenarios that the samples quote.
-func documents(t testing.TB) []*scenarios.Scenario {
-	t.Helper()
+var documents = sync.OnceValues(func() ([]*scenarios.Scenario, error) {
 	branch, err := scenarios.Load("../testdata/script/branch.yaml")
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	all, err := scenarios.Builtin()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return append(all, branch)
-}
+	return append(all, branch), err
+})
 
 func pageOf(t testing.TB, results []*client.Result) []byte {
 	t.Helper()
+	known, err := documents()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var out bytes.Buffer
-	if err := HTML(&out, results, documents(t)); err != nil {
+	if err := HTML(&out, results, known); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
@@ -63,16 +64,30 @@ func pairLine(p expect.Pair) []string {
 
 // changes lays out the paths, and folds those that could not be told.
 func changes(p expect.Pair, o Options) (*Table, string) {
-	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24, Flex: 1}, {}, {}, {}}}
+	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 2}, {Max: 24}, {}, {}, {}}}
 	var untold []string
+	var told []expect.Change
 	for _, c := range p.Changes {
 		if c.Kind == expect.Untold && !o.Details {
 			untold = append(untold, fmt.Sprintf("%s %s (%s, now %s)", c.Path, changedPorts(c, o), state(c.Old), state(c.New)))
 			continue
 		}
-		t.add(o.kind(c.Kind), cell{text: c.Path}, cell{text: c.Title + aside(c)}, cell{text: changedPorts(c, o)},
-			o.state(c.Old), cell{text: "->"}, o.state(c.New))
-		for _, text := range reasons(c) {
+		told = append(told, c)
+	}
+	for _, g := range byReasons(told) {
+		for _, c := range g {
+			t.add(o.kind(c.Kind), cell{text: c.Path}, cell{text: c.Title + aside(c)}, cell{text: changedPorts(c, o)},
+				o.state(c.Old), cell{text: "->"}, o.state(c.New))
+		}
+		said := reasons(g[0])
+		switch {
+		case len(said) == 0:
+		case len(g) == 2:
+			t.under(below{column: 2, text: "both alike:"})
+		case len(g) > 2:
+			t.under(below{column: 2, text: fmt.Sprintf("all %d alike:", len(g))})
+		}
+		for _, text := range said {
 			t.under(below{column: 2, text: text})
 		}
 	}
@@ -111,6 +126,24 @@ func aside(c expect.Change) string {
 	return " (" + needs[c.Need] + ")"
 }
 
+// fewTargets names targets, the first of many.
+func fewTargets(targets []string) string {
+	const most = 3
+	if more := len(targets) - most; more > 1 {
+		return fmt.Sprintf("%s and %d more", strings.Join(targets[:most], ", "), more)
+	}
+	return strings.Join(targets, ", ")
+}
+
+// ChangeLine is a change in one line: "CRD-A3 3478/udp: open -> request-lost".
+func ChangeLine(c expect.Change) string {
+	what := strings.TrimSpace(c.Path + " " + changedPorts(c, Options{}))
+	if len(c.Targets) > 0 {
+		what += " at " + fewTargets(c.Targets)
+	}
+	return fmt.Sprintf("%s: %s -> %s", what, state(c.Old), state(c.New))
+}
+
 func changedPorts(c expect.Change, o Options) string {
 	text := ports(c.Ports, c.Transport)
 	if o.Details {
@@ -122,20 +155,40 @@ func changedPorts(c expect.Change, o Options) string {
 	return text
 }
 
+// byReasons puts changes beside each other that have the same reasons.
+func byReasons(list []expect.Change) [][]expect.Change {
+	var out [][]expect.Change
+	at := make(map[string]int)
+	for _, c := range list {
+		said := strings.Join(reasons(c), "\n")
+		i, known := at[said]
+		if !known || said == "" {
+			i = len(out)
+			at[said] = i
+			out = append(out, nil)
+		}
+		out[i] = append(out[i], c)
+	}
+	return out
+}
+
 // reasons are the evidence of both sides and the rules that decided them.
 func reasons(c expect.Change) []string {
 	var out []string
 	if len(c.Targets) > 0 {
-		out = append(out, "at "+few(c.Targets))
+		out = append(out, "at "+fewTargets(c.Targets))
 	}
 	sides := []struct {
 		name string
 		expect.State
 	}{{"old", c.Old}, {"new", c.New}}
+	back := answersStopped(c.Old) || answersStopped(c.New)
 	for _, s := range sides {
 		for _, d := range s.DecidedBy {
-			if len(d.Ports) == 0 || len(d.Ports.Intersect(c.Ports)) > 0 {
-				out = append(out, s.name+": "+decision(d))
+			if d.Back == back || !s.Verdict.Passes() {
+				if text := s.name + ": " + decision(d, c.Ports); len(d.Ports) == 0 || len(d.Ports.Intersect(c.Ports)) > 0 {
+					out = append(out, text)
+				}
 			}
 		}
 		if s.Why != "" && len(s.DecidedBy) == 0 && s.Verdict != client.Open {
@@ -145,17 +198,29 @@ func reasons(c expect.Change) []string {
 	return out
 }
 
-// decision names a rule: by its file and line, or else by its place in a chain.
-func decision(d client.Decision) string {
+// answersStopped tells whether a rule stopped the answers. Then the rule that lets
+// them pass is the one to tell of the other side, and else that for the requests.
+func answersStopped(s expect.State) bool {
+	return !s.Verdict.Passes() && slices.ContainsFunc(s.DecidedBy, func(d client.Decision) bool { return d.Back })
+}
+
+// decision names a rule: by its file and line, or else by its place in a chain;
+// and the ports for which it decides, where others do for the rest of a change.
+func decision(d client.Decision, of scenarios.PortSet) string {
 	text := d.Text
 	switch {
 	case d.File != "" && d.Line > 0:
 		text = fmt.Sprintf("%s:%d: %s", d.File, d.Line, d.Text)
 	case d.Index > 0:
 		text = fmt.Sprintf("rule %d in %s: %s", d.Index, d.Chain, d.Text)
+	case d.Chain != "":
+		text = fmt.Sprintf("%s of %s", d.Text, d.Chain)
 	}
 	if d.Back {
 		text += " (of the answers)"
+	}
+	if len(d.Ports) > 0 && len(of.Without(d.Ports)) > 0 {
+		text += " (for " + ports(d.Ports.Intersect(of), "") + ")"
 	}
 	return text
 }
@@ -167,7 +232,7 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		if !c.Required {
 			title += " (optional)"
 		}
-		t.add(o.kind(c.Kind), cell{text: title}, cell{text: outcomeState(c.Old)}, cell{text: "->"}, cell{text: outcomeState(c.New)})
+		t.add(o.kind(c.Kind), cell{text: title}, cell{text: c.Old.Short()}, cell{text: "->"}, cell{text: c.New.Short()})
 		if c.Kind != expect.Broke && c.Old.Via != "" {
 			t.Note(1, "old: "+c.Old.Via)
 		}
@@ -176,18 +241,6 @@ func outcomeChanges(p expect.Pair, o Options) *Table {
 		}
 	}
 	return t
-}
-
-func outcomeState(s expect.OutcomeState) string {
-	switch {
-	case s.Works && s.Way > 0:
-		return fmt.Sprintf("works by way %d", s.Way)
-	case s.Works:
-		return "works"
-	case s.Unknown:
-		return "unknown"
-	}
-	return "fails"
 }
 
 // additions says what was not measured before.

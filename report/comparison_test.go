@@ -57,3 +57,30 @@ func unchanged() expect.Comparison {
 	}
 	return c
 }
+
+// expected is the sample held against what somebody demands of it.
+func expected() *client.Result {
+	f, err := expect.Parse("office.yaml", []byte(`schema: wallprobe/expect/1
+runs:
+- scenario: chrome-remote-desktop
+  version: 1
+  role: host
+  others: as-scenario
+  paths:
+  - {path: CRD-A1, verdicts: [open]}
+  - {path: CRD-A3, verdicts: [rejected]}
+  - {path: CRD-B11, verdicts: [open]}
+  - {path: CRD-B11c, ports: 40001-50000, verdicts: [request-lost, rejected]}
+  - {path: GT-T1, verdicts: [altered, cut]}
+  - {path: CWA-9, verdicts: [request-lost]}
+  outcomes:
+  - {outcome: session-outside, works: true, way: 1}
+  - {outcome: session-lan, works: true}
+`))
+	if err != nil {
+		panic(err)
+	}
+	r := sample()
+	r.Expectations = f.Check(r)
+	return r
+}

@@ -50,6 +50,52 @@ func ruleAt(r client.Rule) string {
 	return fmt.Sprintf("rule %d in %s", r.Index, r.Chain)
 }
 
+// deciders names the rules that stopped packets, or nothing where these pass.
+func deciders(list []client.Decision, v client.Verdict) string {
+	if len(list) == 0 || v.Passes() {
+		return ""
+	}
+	did := "dropped"
+	if list[0].Verdict == "reject" {
+		did = "rejected"
+	}
+	text := did + " by " + ruleBriefly(list[0].Rule)
+	if more := len(list) - 1; more > 0 {
+		text += " and " + count(more, "more rule")
+	}
+	return text
+}
+
+// ruleBriefly is a rule's line, or else its place in its chain.
+func ruleBriefly(r client.Rule) string {
+	if r.Line > 0 {
+		return fmt.Sprintf("%s:%d", filepath.Base(r.File), r.Line)
+	}
+	return ruleAt(r)
+}
+
+// decided are the rules of a finding and of its parts, whole.
+func decided(f *client.Finding) []string {
+	var out []string
+	add := func(list []client.Decision, of scenarios.PortSet) {
+		for _, d := range list {
+			on := ""
+			switch {
+			case len(d.Ports) > 0:
+				on = " for " + d.Ports.String()
+			case len(f.Parts) > 0:
+				on = " for " + of.String()
+			}
+			out = append(out, "rule"+on+": "+decision(d, nil))
+		}
+	}
+	add(f.DecidedBy, f.Ports)
+	for _, p := range f.Parts {
+		add(p.DecidedBy, p.Ports)
+	}
+	return out
+}
+
 // remarks are what a person has to know of the rules.
 func remarks(r *client.Result) []string {
 	var out []string

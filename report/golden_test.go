@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -29,10 +30,16 @@ var goldens = map[string]func(io.Writer) error{
 	"experiments":        func(w io.Writer) error { return Experiments(w, sampleRows(), Options{}) },
 	"experiments-detail": func(w io.Writer) error { return Experiments(w, sampleRows(), Options{Details: true, Width: 80}) },
 	"result-json":        func(w io.Writer) error { return JSON(w, []*client.Result{sample()}) },
+	"expectations":       func(w io.Writer) error { return Expectations(w, expected(), Options{}) },
+	"expectations-wide":  func(w io.Writer) error { return Expectations(w, expected(), Options{Details: true, Width: 130}) },
+	"text-decided":       text(decidedResult(), Options{}),
+	"text-decided-whole": text(decidedResult(), Options{Details: true}),
+	"comparison-decided": func(w io.Writer) error { return Comparison(w, decidedComparison(), Options{}) },
 	"comparison":         func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{}) },
 	"comparison-narrow":  func(w io.Writer) error { return Comparison(w, sampleComparison(), Options{Width: 76, Details: true}) },
 	"comparison-none":    func(w io.Writer) error { return Comparison(w, unchanged(), Options{}) },
 	"comparison-json":    func(w io.Writer) error { return ComparisonJSON(w, sampleComparison()) },
+	"comparison-junit":   func(w io.Writer) error { return ComparisonJUnit(w, sampleComparison(), expect.FailOnWorse) },
 	"experiments-json":   func(w io.Writer) error { return ExperimentsJSON(w, sampleRows()) },
 }
 

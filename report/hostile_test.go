@@ -16,6 +16,13 @@ const nasty = "</script></style>]]>--><img src=x onerror=alert(1)>\"'`|\\<b>@tea
 func hostile(s string) *client.Result {
 	r := sample()
 	poison(reflect.ValueOf(r).Elem(), s)
+	for i := range r.Outcomes { // else some would name a path, and lead there
+		for j := range r.Outcomes[i].Ways {
+			for k := range r.Outcomes[i].Ways[j].Stopped {
+				r.Outcomes[i].Ways[j].Stopped[k] = "NONE " + s
+			}
+		}
+	}
 	return r
 }
 

@@ -47,6 +47,7 @@ type depth struct {
 	dialogue           int  // lines, of paths that do not pass
 	passing            bool // paths that pass have evidence
 	listed             bool // paths that pass have a row
+	results            int  // the worst ones; 0 is all
 	left               string
 }
 
@@ -60,8 +61,9 @@ var depths = []depth{
 // HTML writes results as one page that needs no other file: the answer, the
 // outcomes with their ways, a picture of every path, both ends' evidence, and
 // all ports. known are scenarios whose documents are quoted; nil quotes none.
-// Evidence is left out, and that is said, where the page would become larger
-// than MaxPage.
+//
+// A page larger than MaxPage leaves out evidence, and says so. Where that is not
+// enough for twice that size, it leaves out the best of very many results.
 func HTML(w io.Writer, results []*client.Result, known []*scenarios.Scenario) error {
 	var out bytes.Buffer
 	for _, d := range depths {
@@ -71,6 +73,14 @@ func HTML(w io.Writer, results []*client.Result, known []*scenarios.Scenario) er
 		}
 		if out.Len() <= MaxPage {
 			break
+		}
+	}
+	d := depths[len(depths)-1]
+	for d.results = len(results); out.Len() > 2*MaxPage && d.results > 1; {
+		d.results = max(1, min(d.results-1, d.results*2*MaxPage/out.Len()))
+		out.Reset()
+		if err := pageTemplate.Execute(&out, newPage(results, known, d)); err != nil {
+			return err
 		}
 	}
 	_, err := w.Write(visible(out.Bytes()))
@@ -91,16 +101,20 @@ func visible(page []byte) []byte {
 // What the page's template shows. Texts are escaped by the template.
 type (
 	page struct {
-		Title, Answer, Icon, Class string
-		Policy                     string
-		CSS                        template.CSS
-		JS                         template.JS
-		Symbols                    template.HTML
-		Matrix                     *pageMatrix
-		Results                    []*pageResult
-		Words                      []pageWord
-		Left                       []string
-		Program                    string
+		sheet
+		Matrix  *pageMatrix
+		Results []*pageResult
+	}
+	// sheet is what all pages have.
+	sheet struct {
+		Title, Answer, Class string // no class, no answer
+		Policy               string
+		CSS                  template.CSS
+		JS                   template.JS
+		Symbols              template.HTML
+		Words                []pageWord
+		Left                 []string
+		Program              string
 	}
 	pageWord   struct{ Class, Verdict, Means string }
 	pageResult struct {
@@ -171,33 +185,59 @@ var meanings = map[client.Verdict]string{
 	client.Unmeasured:  "It could not be tried from here.",
 }
 
+func newSheet() sheet {
+	return sheet{Policy: policy(), CSS: template.CSS(pageCSS), JS: template.JS(pageJS)}
+}
+
 func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *page {
-	p := &page{Policy: policy(), CSS: template.CSS(pageCSS), JS: template.JS(pageJS)}
-	for i, r := range results {
-		if d.left != "" && i == 0 {
-			p.Left = append(p.Left, d.left)
-		}
-		p.Results = append(p.Results, newResult(fmt.Sprintf("r%d", i+1), r, results, scenarioOf(r, known), d))
+	p := &page{sheet: newSheet()}
+	if d.left != "" && len(results) > 0 {
+		p.Left = append(p.Left, d.left)
+	}
+	shown := worstOf(results, d.results)
+	if n := len(results) - len(shown); n > 0 {
+		p.Left = append(p.Left, fmt.Sprintf("Of the results, %s stand only in the overview; give fewer of them to wallprobe report for the rest.", Group(n)))
+	}
+	ids := make([]string, len(results))
+	for _, i := range shown {
+		r := results[i]
+		ids[i] = fmt.Sprintf("r%d", i+1)
+		p.Results = append(p.Results, newResult(ids[i], r, results, scenarioOf(r, known), d))
 		p.Program = r.Program
 	}
 	p.Words = wordsOf(results)
-	p.Symbols = symbolsOf(p.Results)
+	p.Symbols = symbolsOf(tracksOf(p.Results))
 	switch len(results) {
 	case 0:
 		p.Title = "No results"
 	case 1:
 		one := p.Results[0]
-		p.Title, p.Answer, p.Class, p.Icon = one.Name, one.Answer, one.Class, one.Class
+		p.Title, p.Answer, p.Class = one.Name, one.Answer, one.Class
 		if s := scenarioOf(results[0], known); s != nil {
 			p.Title = s.Title + strings.TrimPrefix(one.Name, flat(results[0].Scenario))
 		}
 	default:
 		p.Title = titleOf(results)
 		p.Answer, p.Class = overall(results)
-		p.Icon = p.Class
-		p.Matrix = newPageMatrix(results, p.Results)
+		p.Matrix = newPageMatrix(results, ids)
 	}
 	return p
+}
+
+// worstOf are the places of so many results, the worst of them, in their order;
+// 0 is all.
+func worstOf(results []*client.Result, most int) []int {
+	var places []int
+	for i := range results {
+		places = append(places, i)
+	}
+	if most == 0 || most >= len(results) {
+		return places
+	}
+	slices.SortStableFunc(places, func(a, b int) int { return int(worst(results[b])) - int(worst(results[a])) })
+	places = places[:most]
+	slices.Sort(places)
+	return places
 }
 
 // titleOf names several results by what they have in common.
@@ -262,18 +302,23 @@ func scenarioOf(r *client.Result, known []*scenarios.Scenario) *scenarios.Scenar
 }
 
 func wordsOf(results []*client.Result) []pageWord {
-	used := make(map[client.Verdict]bool)
+	var used []client.Verdict
 	for _, r := range results {
 		for i := range r.Findings {
-			used[r.Findings[i].Verdict] = true
+			used = append(used, r.Findings[i].Verdict)
 			for _, p := range r.Findings[i].Parts {
-				used[p.Verdict] = true
+				used = append(used, p.Verdict)
 			}
 		}
 	}
+	return explained(used)
+}
+
+// explained says what each of the verdicts that were used means.
+func explained(used []client.Verdict) []pageWord {
 	var out []pageWord
 	for _, v := range client.Verdicts {
-		if used[v] {
+		if slices.Contains(used, v) {
 			out = append(out, pageWord{classOf(v), string(v), meanings[v]})
 		}
 	}
@@ -303,7 +348,7 @@ func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.S
 
 // needs are the words for what a document demands; what is required needs none.
 var needs = map[scenarios.Need]string{
-	scenarios.Optional: "optional", scenarios.Conditional: "with a feature only", scenarios.Fallback: "fallback", scenarios.Negative: "need not pass",
+	scenarios.Optional: "optional", scenarios.Conditional: "with a feature only", scenarios.Fallback: "fallback", scenarios.Negative: "need not be open",
 }
 
 // addRows makes the table, and gives the rows' ids by finding, "" where a
@@ -407,7 +452,8 @@ type (
 	pageLink struct{ ID, Class, Name string }
 )
 
-func newPageMatrix(results []*client.Result, shown []*pageResult) *pageMatrix {
+// newPageMatrix leads to results by their ids, "" where one has no place.
+func newPageMatrix(results []*client.Result, places []string) *pageMatrix {
 	m := newMatrix(results, Options{})
 	out := &pageMatrix{Columns: m.columns, Span: len(m.columns) + 1}
 	for _, g := range m.groups {
@@ -417,8 +463,10 @@ func newPageMatrix(results []*client.Result, shown []*pageResult) *pageMatrix {
 		for i, r := range results {
 			if r.Scenario == g.scenario && r.Role == g.role {
 				column := columnOf(r, len(families(results)) > 1)
-				ids[column] = shown[i].ID
-				c.Links = append(c.Links, pageLink{shown[i].ID, shown[i].Class, column})
+				ids[column] = places[i]
+				if places[i] != "" {
+					c.Links = append(c.Links, pageLink{places[i], classes[worst(r)], column})
+				}
 			}
 		}
 		for _, row := range g.rows {

@@ -46,14 +46,14 @@ func (p *pageResult) draw(r *client.Result, s *scenarios.Scenario, rows []string
 			unmeasured = append(unmeasured, reference(f, r.Findings))
 			continue
 		}
-		to, dir := out, "out"
+		to := out
 		switch f.Direction {
 		case scenarios.In:
-			to, dir = in, "in"
+			to = in
 		case scenarios.LAN, scenarios.Loop:
 			to = inside
 		}
-		to.Lanes = append(to.Lanes, lane{rows[i], reference(f, r.Findings), f.Title, Where(f), string(f.Verdict), classOf(f.Verdict), "t-" + string(f.Verdict) + "-" + dir})
+		to.Lanes = append(to.Lanes, lane{rows[i], reference(f, r.Findings), f.Title, Where(f), string(f.Verdict), classOf(f.Verdict), trackOf(f.Verdict, f.Direction)})
 	}
 	for _, pic := range []*picture{out, in, inside} {
 		if len(pic.Lanes) > 0 {
@@ -96,23 +96,34 @@ func caption(r *client.Result) string {
 	return strings.Join(said, "; ") + ". The upper line of a path is the request, the lower one the answer; dots are where nothing came."
 }
 
-// symbolsOf are the drawings that the results use, each once.
-func symbolsOf(results []*pageResult) template.HTML {
-	var b strings.Builder
-	b.WriteString(icons)
-	var done []string
+// trackOf names the drawing of a verdict in a direction.
+func trackOf(v client.Verdict, d scenarios.Direction) string {
+	if d == scenarios.In {
+		return "t-" + string(v) + "-in"
+	}
+	return "t-" + string(v) + "-out"
+}
+
+func tracksOf(results []*pageResult) []string {
+	var out []string
 	for _, r := range results {
 		for _, pic := range r.Pictures {
 			for _, l := range pic.Lanes {
-				if slices.Contains(done, l.Track) {
-					continue
-				}
-				done = append(done, l.Track)
-				way := pen{}
-				if strings.HasSuffix(l.Track, "-in") {
-					way.mirror = true
-				}
-				fmt.Fprintf(&b, `<symbol id="%s">%s</symbol>`, l.Track, way.track(client.Verdict(l.Verdict)))
+				out = append(out, l.Track)
+			}
+		}
+	}
+	return out
+}
+
+// symbolsOf are the drawings that a page uses, each once, and the icons.
+func symbolsOf(tracks []string) template.HTML {
+	var b strings.Builder
+	b.WriteString(icons)
+	for _, v := range client.Verdicts {
+		for _, d := range []scenarios.Direction{scenarios.Out, scenarios.In} {
+			if name := trackOf(v, d); slices.Contains(tracks, name) {
+				fmt.Fprintf(&b, `<symbol id="%s">%s</symbol>`, name, pen{mirror: d == scenarios.In}.track(v))
 			}
 		}
 	}

@@ -255,7 +255,7 @@ func md(s string) string {
 		case r == ':' && !strings.HasPrefix(text[i+1:], " ") && i+1 < len(text), // schemes of links, emoji
 			strings.ContainsRune("@#!~%$^", r): // references of GitHub and GitLab
 			b.WriteString("\\" + string(r) + nothing)
-		case strings.ContainsRune("\\`*_{}[]()|+", r):
+		case strings.ContainsRune("\\`*_{}[]()|+", r), i == 0 && strings.ContainsRune("-=", r), r == '.' && strings.Trim(text[:i], "0123456789") == "": // the last two begin a list or a heading
 			b.WriteString("\\" + string(r))
 		default:
 			b.WriteRune(r)

@@ -15,6 +15,7 @@ type matrix struct {
 	columns []string // firewalls, as they come
 	groups  []*group
 	seen    map[string]bool // words used in cells
+	notes   []string        // on the firewalls
 }
 
 // A group is one scenario measured from one near end.
@@ -66,6 +67,11 @@ func Matrix(w io.Writer, results []*client.Result, o Options) error {
 	for _, line := range wrap(strings.Join(used, "; "), o.width()) {
 		out.WriteString(line + "\n")
 	}
+	for _, note := range m.notes {
+		for i, line := range wrap(note, o.width()-2) {
+			out.WriteString(strings.Repeat("  ", min(i, 1)) + line + "\n")
+		}
+	}
 	_, err := out.WriteTo(w)
 	return err
 }
@@ -80,6 +86,13 @@ func newMatrix(results []*client.Result, o Options) *matrix {
 		column := columnOf(r, len(families) > 1)
 		if !slices.Contains(m.columns, column) {
 			m.columns = append(m.columns, column)
+		}
+		if r.Firewall != nil {
+			for _, n := range r.Firewall.Notes {
+				if n = column + ": " + n; !slices.Contains(m.notes, n) {
+					m.notes = append(m.notes, n)
+				}
+			}
 		}
 		g := m.group(r)
 		for _, oc := range r.Outcomes {

@@ -57,6 +57,12 @@ func Text(w io.Writer, r *client.Result, o Options) error {
 	for _, line := range pack(summary(r), "   ", o.width()) {
 		out.WriteString(line + "\n")
 	}
+	if len(r.Expectations) > 0 {
+		out.WriteByte('\n')
+		if err := Expectations(&out, r, o); err != nil {
+			return err
+		}
+	}
 	_, err := out.WriteTo(w)
 	return err
 }
@@ -120,6 +126,9 @@ func findings(r *client.Result, o Options) (*Table, string) {
 			t.under(below{column: colTitle, text: "note: " + f.Note})
 		}
 		if o.Details {
+			for _, text := range decided(f) {
+				t.under(below{column: colTitle, text: text})
+			}
 			for _, text := range proofs(f) {
 				t.under(below{column: colTitle, text: text})
 			}
@@ -188,6 +197,9 @@ func evidence(f *client.Finding, ledger bool) string {
 	counted := len(said) > 0 && said[0] != ""
 	if f.Why != "" && !(counted && told(f.Verdict, ledger)) {
 		said = append(said, f.Why)
+	}
+	if text := deciders(f.DecidedBy, f.Verdict); text != "" {
+		said = append(said, text)
 	}
 	if s := standIn(f); s != "" {
 		said = append(said, s)
@@ -300,6 +312,7 @@ func parts(t *Table, f *client.Finding, o Options) {
 		if p.Attempts != nil && p.Attempts.Sent > 0 && !(f.Transport == scenarios.TCP && p.Attempts.Sent == 1 && p.Attempts.Seen == 1) {
 			attempts = fmt.Sprintf("%s sent, %s seen", Group(p.Attempts.Sent), Group(p.Attempts.Seen))
 		}
+		why = join("; ", why, deciders(p.DecidedBy, p.Verdict))
 		on := ports(p.Ports, "")
 		if alike && !one {
 			on = "" // as the finding's

@@ -66,14 +66,13 @@ func compareCommand() *cli.Command {
 			"required could not be measured this time, or the reflectors are not the same.\n\n" +
 			"  wallprobe run NAME ... --json before.json        change the firewall, then\n" +
 			"  wallprobe run NAME ... --json - | wallprobe compare before.json -",
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			failOnFlag(),
 			&cli.DurationFlag{Name: "slower", DefaultText: "times never count", Usage: "a round trip that grew by more than this `TIME`, such as 50ms, is worse"},
 			&cli.BoolFlag{Name: "any-reflector", Usage: "compare although the results were measured against different reflectors"},
-			&cli.StringFlag{Name: "json", Usage: "write the comparison as JSON to `FILE`, - for standard output"},
 			&cli.BoolFlag{Name: "details", Usage: "show what could be told only one time and why, and every port"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
-		},
+		}, formatFlags(comparisonFormats)...),
 		Action: compare,
 	}
 }
@@ -93,7 +92,8 @@ func compare(c *cli.Context) error {
 	if oldName == "-" && newName == "-" {
 		return usage("compare: only one of the two can be standard input")
 	}
-	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
+	files, err := targets(c, comparisonFormats)
+	if err != nil {
 		return err
 	}
 	old, err := openResults(c, "compare", oldName)
@@ -108,29 +108,17 @@ func compare(c *cli.Context) error {
 	if err != nil {
 		return usage("compare: %v", err)
 	}
-	if err := writeComparison(c, comparison); err != nil {
+	if err := writeComparison(c, compared{comparison, on}, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)
 }
 
-// writeComparison writes where the flags json, details and no-color say.
-func writeComparison(c *cli.Context, comparison expect.Comparison) error {
-	name := c.String("json")
-	if name == "-" {
-		return report.ComparisonJSON(c.App.Writer, comparison)
-	}
-	if err := report.Comparison(c.App.Writer, comparison, textOptions(c)); err != nil || name == "" {
-		return err
-	}
-	var b strings.Builder
-	if err := report.ComparisonJSON(&b, comparison); err != nil {
-		return err
-	}
-	if err := writeWhole(name, []byte(b.String())); err != nil {
-		return cannotWrite(jsonFlag, name, err)
-	}
-	return nil
+// writeComparison writes to files and to standard output.
+func writeComparison(c *cli.Context, what compared, files []targetOf[compared]) error {
+	return deliver(files, what, c.App.Writer, func() error {
+		return report.Comparison(c.App.Writer, what.comparison, textOptions(c))
+	})
 }
 
 // comparisonStatus is the exit status of a comparison that was printed. A void

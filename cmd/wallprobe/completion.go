@@ -9,6 +9,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -184,7 +185,10 @@ func (l *line) values(flag string) []candidate {
 var flagValues = map[string]func(*line) []candidate{
 	"as":       (*line).roles,
 	"path":     (*line).paths,
-	"firewall": func(*line) []candidate { return list(lab.FirewallNames()) },
+	"firewall": (*line).firewalls,
+	"old":      (*line).firewalls,
+	"new":      (*line).firewalls,
+	"fail-on":  func(*line) []candidate { return list(failOns()) },
 	"scenario": func(*line) []candidate { return scenarioCandidates() },
 	"only":     func(*line) []candidate { return experimentCandidates() },
 	"family":   func(*line) []candidate { return list([]string{"ipv4", "ipv6"}) },
@@ -192,6 +196,15 @@ var flagValues = map[string]func(*line) []candidate{
 	"steering": func(*line) []candidate { return list([]string{"auto", "bpf", "tproxy", "sockets"}) },
 	"format":   func(*line) []candidate { return list([]string{"text", "json"}) },
 	"host":     func(*line) []candidate { return list([]string{"host", "lan2", "firewall", "server", "other"}) },
+}
+
+func (l *line) firewalls() []candidate { return list(lab.FirewallNames()) }
+
+func failOns() (out []string) {
+	for _, f := range expect.FailOns {
+		out = append(out, string(f))
+	}
+	return out
 }
 
 func list(words []string) (out []candidate) {

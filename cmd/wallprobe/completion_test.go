@@ -62,6 +62,8 @@ func TestCompletionOffersWhatMayComeNext(t *testing.T) {
 		{"run --watch ", nil},
 		{"run --sweep chrome", []string{"chrome-remote-desktop"}}, // --sweep takes no value
 		{"lab --firewall ", lab.FirewallNames()},
+		{"lab diff --old st", []string{"stateful"}},
+		{"lab diff --fail-on w", []string{"worse"}},
 		{"lab e", []string{"experiments", "exec"}},
 		{"lab exec --host l", []string{"lan2"}},
 		{"lab exec -- r", nil},

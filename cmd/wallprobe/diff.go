@@ -42,10 +42,9 @@ func diffCommand() *cli.Command {
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.StringSliceFlag{Name: "path", Usage: "measure only the path with this `ID`; may be repeated"},
-			&cli.StringFlag{Name: jsonFlag, Usage: "write the comparison as JSON to `FILE`, - for standard output"},
 			&cli.BoolFlag{Name: "details", Usage: "show what could be told behind one of them only and why, and every port"},
 			&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
-		}, firewallFlags()...),
+		}, slices.Concat(firewallFlags(), formatFlags(comparisonFormats))...),
 		Action: diffAction,
 	}
 }
@@ -63,7 +62,8 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writable(jsonFlag, c.String(jsonFlag)); err != nil {
+	files, err := targets(c, comparisonFormats)
+	if err != nil {
 		return err
 	}
 	if done, err := enterLab(c.Context); done || err != nil {
@@ -78,7 +78,7 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := writeComparison(c, comparison); err != nil {
+	if err := writeComparison(c, compared{comparison, on}, files); err != nil {
 		return err
 	}
 	return comparisonStatus(comparison, on)

@@ -29,13 +29,15 @@ func labCommand() *cli.Command {
 			"scenario against the main firewalls and prints which application works behind which\n" +
 			"firewall, and by which way.\n\n" +
 			"Exit status: 0 what people want works, 1 something does not, 2 wrong usage or rules\n" +
-			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n\n" +
-			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or an nft file of your own, "+
-				"whose interfaces are lan0 (inside) and wan0 (outside).", 88) + "\n\n" +
+			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n" +
+			"With --expect what is expected decides instead.\n\n" +
+			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or a file of your own.", 88) + "\n\n" +
+			ownRulesHelp + "\n\n" +
 			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
 		Flags: append([]cli.Flag{
-			&cli.StringSliceFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Usage: "`NAME|FILE` of the rules; may be repeated (default: the main firewalls)"},
+			&cli.StringSliceFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Usage: "`NAME|FILE` of the rules, or FILE+FILE; may be repeated (default: the main firewalls)"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
+			expectFlag(),
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
@@ -80,6 +82,10 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wanted, err := givenExpectations(c.StringSlice("expect"), list)
+	if err != nil {
+		return err
+	}
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return err
 	}
@@ -121,6 +127,7 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	defer out.close()
+	out.wanted = wanted
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -142,9 +149,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	if out.matrix {
-		return complete(results)
+		return wanted.status(results, complete)
 	}
-	return verdictStatus(results)
+	return wanted.status(results, verdictStatus)
 }
 
 // labProgress says how far a lab is, and which firewall was the last.
@@ -189,14 +196,31 @@ func rolesFor(list []*scenarios.Scenario, as string, named bool) (func(*scenario
 
 func openFirewalls(names []string) ([]lab.Firewall, error) {
 	var out []lab.Firewall
-	for _, n := range names {
+	for i, n := range names {
+		if slices.Contains(names[:i], n) {
+			return nil, usage("--firewall %s: it is named twice", n)
+		}
 		f, err := lab.OpenFirewall(n)
 		if err != nil {
 			return nil, &exitError{exitUsage, err.Error()}
 		}
 		out = append(out, f)
 	}
+	tellApart(out)
 	return out, nil
+}
+
+// tellApart gives files that are called alike the names of their folders too.
+func tellApart(list []lab.Firewall) {
+	count := make(map[string]int)
+	for _, f := range list {
+		count[f.Name]++
+	}
+	for i, f := range list {
+		if count[f.Name] > 1 && f.Path != "" {
+			list[i].Name = f.Path
+		}
+	}
 }
 
 // enterLab goes into the lab's namespaces. done tells that the program ran
@@ -348,7 +372,7 @@ func execCommand() *cli.Command {
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
-			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules"},
+			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules, or FILE+FILE"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
 		}, firewallFlags()...),
 		Action: execAction,
@@ -383,6 +407,9 @@ func execAction(c *cli.Context) error {
 	defer w.Close()
 	if w.Host(c.String("host")) == nil {
 		return usage("--host %s: there are host, lan2, firewall, server and other", c.String("host"))
+	}
+	for _, note := range w.Notes() {
+		fmt.Fprintf(c.App.ErrWriter, "firewall %s: %s\n", firewalls[0].Name, note)
 	}
 	unfurnish, err := middlebox.Furnish(c.Context, w, firewalls[0])
 	if err != nil {

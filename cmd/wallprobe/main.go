@@ -57,7 +57,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			"Without a firewall at hand:      wallprobe lab\n" +
 			"One application, one firewall:   wallprobe lab chrome-remote-desktop --firewall stateful\n" +
 			"Across a real firewall:          wallprobe reflector     on the far side, which prints\n" +
-			"                                 wallprobe run ...       to paste on the near side",
+			"                                 wallprobe run ...       to paste on the near side\n" +
+			"The same again and again:        wallprobe run ... --watch 5m --metrics 127.0.0.1:9719",
 		Version:         version(),
 		Writer:          stdout,
 		ErrWriter:       stderr,
@@ -68,6 +69,7 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 			runCommand(),
 			labCommand(),
 			compareCommand(),
+			expectCommand(),
 			mergeCommand(),
 			reportCommand(),
 			scenarioCommand(),

@@ -21,6 +21,7 @@ func mergeCommand() *cli.Command {
 			"scenario file of your own with --scenario.",
 		Flags: append([]cli.Flag{
 			&cli.StringSliceFlag{Name: "scenario", Usage: "scenario `FILE` that the result was made with; may be repeated"},
+			expectFlag(),
 		}, outputFlags()...),
 		Action: merge,
 	}
@@ -38,7 +39,11 @@ func merge(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	known, err := scenariosOf(results, c.StringSlice("scenario"))
+	known, err := scenariosOf("merge", results, c.StringSlice("scenario"))
+	if err != nil {
+		return err
+	}
+	list, err := givenExpectations(c.StringSlice("expect"), listOf(known))
 	if err != nil {
 		return err
 	}
@@ -53,12 +58,14 @@ func merge(c *cli.Context) error {
 		}
 		r.Attach(client.WhereFar, l)
 		client.Conclude(r, known[r.Scenario])
+		r.Expectations = nil
+		list.judge(r)
 		out.add(r)
 	}
 	if err := out.finish(); err != nil {
 		return err
 	}
-	return verdictStatus(results)
+	return list.status(results, verdictStatus)
 }
 
 func readJournal(name string) (*client.Journal, error) {
@@ -75,7 +82,7 @@ func readJournal(name string) (*client.Journal, error) {
 }
 
 // scenariosOf loads the scenarios that results were made with.
-func scenariosOf(results []*client.Result, files []string) (map[string]*scenarios.Scenario, error) {
+func scenariosOf(command string, results []*client.Result, files []string) (map[string]*scenarios.Scenario, error) {
 	known := make(map[string]*scenarios.Scenario)
 	for _, name := range files {
 		s, err := scenarios.Load(name)
@@ -90,9 +97,18 @@ func scenariosOf(results []*client.Result, files []string) (map[string]*scenario
 		}
 		s, err := scenarios.Load(r.Scenario)
 		if err != nil {
-			return nil, usage("merge: the result's scenario %s is not built in; name its file with --scenario", r.Scenario)
+			return nil, usage("%s: the result's scenario %s is not built in; name its file with --scenario", command, r.Scenario)
 		}
 		known[r.Scenario] = s
 	}
 	return known, nil
+}
+
+// listOf is the scenarios by their names.
+func listOf(known map[string]*scenarios.Scenario) []*scenarios.Scenario {
+	var out []*scenarios.Scenario
+	for _, name := range slices.Sorted(maps.Keys(known)) {
+		out = append(out, known[name])
+	}
+	return out
 }

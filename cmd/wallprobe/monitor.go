@@ -80,7 +80,7 @@ func (w *watcher) measure(ctx context.Context) ([]*client.Result, error) {
 		return nil, err
 	}
 	// The file keeps the round before until this one is over.
-	out := &output{line: w.out.line}
+	out := &output{line: w.out.line, wanted: w.out.wanted}
 	defer out.line.Clear()
 	return measureList(ctx, w.list, cfg, out)
 }
@@ -158,7 +158,7 @@ func (w *watcher) finish(last *monitor.Round) error {
 	case len(last.Results) == 0:
 		return &exitError{exitInconclusive, "stopped before the end of the first round"}
 	}
-	return verdictStatus(last.Results)
+	return w.out.wanted.status(last.Results, verdictStatus)
 }
 
 // serveMetrics serves until ctx ends, and calls stop where it cannot go on;

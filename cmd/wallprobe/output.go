@@ -16,29 +16,59 @@ import (
 	"golang.org/x/term"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// A format is a form in which results can be written beside the text for a
+// A formatOf is a form in which something can be written beside the text for a
 // person: the flag that asks for it, and how it is written.
-type format struct {
+type formatOf[T any] struct {
 	flag, what string
-	write      func(io.Writer, []*client.Result, []*scenarios.Scenario) error
+	write      func(io.Writer, T) error
 }
 
-// formats are all there are; JSON is the one that can be read again.
-var formats = []format{
-	{jsonFlag, "the result as JSON", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.JSON(w, r) }},
-	{"junit", "JUnit XML for continuous integration", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.JUnit(w, r) }},
-	{"markdown", "Markdown for a pull request", func(w io.Writer, r []*client.Result, _ []*scenarios.Scenario) error { return report.Markdown(w, r) }},
-	{"html", "one page of HTML that needs no other file", report.HTML},
+// A target is a format and the file that its flag names, - for standard output.
+type targetOf[T any] struct {
+	formatOf[T]
+	name string
+}
+
+// What commands that measure write.
+type (
+	shown struct {
+		results []*client.Result
+		known   []*scenarios.Scenario // whose documents are quoted
+	}
+	target = targetOf[shown]
+)
+
+// formats are all there are of results; JSON is the one that can be read again.
+var formats = []formatOf[shown]{
+	{jsonFlag, "the result as JSON", func(w io.Writer, s shown) error { return report.JSON(w, s.results) }},
+	{"junit", "JUnit XML for continuous integration", func(w io.Writer, s shown) error { return report.JUnit(w, s.results) }},
+	{"markdown", "Markdown for a pull request", func(w io.Writer, s shown) error { return report.Markdown(w, s.results) }},
+	{"html", "one page of HTML that needs no other file", func(w io.Writer, s shown) error { return report.HTML(w, s.results, s.known) }},
+}
+
+// What commands that compare write.
+type compared struct {
+	comparison expect.Comparison
+	on         []expect.FailOn // what counts as a failure
+}
+
+// comparisonFormats are all there are of comparisons.
+var comparisonFormats = []formatOf[compared]{
+	{jsonFlag, "the comparison as JSON", func(w io.Writer, c compared) error { return report.ComparisonJSON(w, c.comparison) }},
+	{"junit", "JUnit XML for continuous integration", func(w io.Writer, c compared) error { return report.ComparisonJUnit(w, c.comparison, c.on...) }},
+	{"markdown", "Markdown for a pull request", func(w io.Writer, c compared) error { return report.ComparisonMarkdown(w, c.comparison) }},
+	{"html", "one page of HTML that needs no other file", func(w io.Writer, c compared) error { return report.ComparisonHTML(w, c.comparison) }},
 }
 
 const jsonFlag = "json"
 
 // formatFlags has a flag for each format.
-func formatFlags() []cli.Flag {
+func formatFlags[T any](formats []formatOf[T]) []cli.Flag {
 	var out []cli.Flag
 	for _, f := range formats {
 		out = append(out, &cli.StringFlag{Name: f.flag, Usage: "write " + f.what + " to `FILE`, - for standard output"})
@@ -53,20 +83,15 @@ type output struct {
 	known  []*scenarios.Scenario // whose documents are quoted
 	text   report.Options
 	line   *report.ProgressLine
-	matrix bool // the text is a matrix of outcomes by firewalls
+	matrix bool         // the text is a matrix of outcomes by firewalls
+	wanted expectations // which results are held against
 
 	mu      sync.Mutex
 	results []*client.Result
 }
 
-// A target is a format and the file that its flag names, - for standard output.
-type target struct {
-	format
-	name string
-}
-
 // standard tells whether the target is standard output.
-func (t target) standard() bool { return t.name == stdoutName }
+func (t targetOf[T]) standard() bool { return t.name == stdoutName }
 
 // stdoutName is what stands for standard output.
 const stdoutName = "-"
@@ -78,7 +103,7 @@ const saveEvery = 500 * time.Millisecond
 // newOutput prepares what the flags say. That a file cannot be written shows
 // here, before anything is measured.
 func newOutput(c *cli.Context, known []*scenarios.Scenario) (*output, error) {
-	files, err := targets(c)
+	files, err := targets(c, formats)
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +111,8 @@ func newOutput(c *cli.Context, known []*scenarios.Scenario) (*output, error) {
 }
 
 // targets are the files that the flags name. No two may be one.
-func targets(c *cli.Context) ([]target, error) {
-	var out []target
+func targets[T any](c *cli.Context, formats []formatOf[T]) ([]targetOf[T], error) {
+	var out []targetOf[T]
 	taken := make(map[string]string) // file to flag
 	for _, f := range formats {
 		name := c.String(f.flag)
@@ -110,7 +135,7 @@ func targets(c *cli.Context) ([]target, error) {
 		if err := writable(f.flag, name); err != nil {
 			return nil, err
 		}
-		out = append(out, target{f, name})
+		out = append(out, targetOf[T]{f, name})
 	}
 	return out, nil
 }
@@ -219,32 +244,45 @@ func (o *output) lasting() *target {
 // saveSoFar saves results when there are more to come.
 func (o *output) saveSoFar(results ...*client.Result) {
 	if t := o.lasting(); t != nil {
-		o.save(t, results) // a failure to save shows at the end
+		t.save(o.shown(results)) // a failure to save shows at the end
 	}
 }
 
+// add takes a result, and adds to it what came of its expectations.
 func (o *output) add(r *client.Result) {
+	o.wanted.judge(r)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.results = append(o.results, r)
 }
 
-// finish writes everything: files first, lest a pipe that broke keeps them away.
+// finish writes everything.
 func (o *output) finish() error {
 	o.line.Clear()
-	err := o.saveResults()
-	if i := slices.IndexFunc(o.files, target.standard); i >= 0 {
-		return errors.Join(err, o.files[i].write(o.stdout, o.results, o.known))
-	}
-	return errors.Join(err, o.print())
+	return deliver(o.files, o.shown(o.results), o.stdout, o.print)
 }
 
-// saveResults writes every file.
-func (o *output) saveResults() error {
+func (o *output) shown(results []*client.Result) shown { return shown{results, o.known} }
+
+// saveResults writes the files alone.
+func (o *output) saveResults() error { return saveAll(o.files, o.shown(o.results)) }
+
+// deliver writes files, lest a pipe that broke keeps them away, and then to
+// standard output: what a flag wants there, or else the text for a person.
+func deliver[T any](files []targetOf[T], what T, stdout io.Writer, print func() error) error {
+	err := saveAll(files, what)
+	if i := slices.IndexFunc(files, targetOf[T].standard); i >= 0 {
+		return errors.Join(err, files[i].write(stdout, what))
+	}
+	return errors.Join(err, print())
+}
+
+// saveAll writes what goes to files.
+func saveAll[T any](files []targetOf[T], what T) error {
 	var errs []error
-	for i := range o.files {
-		if t := &o.files[i]; !t.standard() {
-			errs = append(errs, o.save(t, o.results))
+	for _, t := range files {
+		if !t.standard() {
+			errs = append(errs, t.save(what))
 		}
 	}
 	return errors.Join(errs...)
@@ -253,7 +291,7 @@ func (o *output) saveResults() error {
 // print writes the text for a person.
 func (o *output) print() error {
 	if o.matrix {
-		return report.Matrix(o.stdout, o.results, o.text)
+		return errors.Join(report.Matrix(o.stdout, o.results, o.text), printExpectations(o.stdout, o.results, o.text))
 	}
 	for i, r := range o.results {
 		if i > 0 {
@@ -269,9 +307,9 @@ func (o *output) print() error {
 func (o *output) close() { o.line.Clear() }
 
 // save writes a file whole or not at all.
-func (o *output) save(t *target, results []*client.Result) error {
+func (t targetOf[T]) save(what T) error {
 	var b bytes.Buffer
-	if err := t.write(&b, results, o.known); err != nil {
+	if err := t.write(&b, what); err != nil {
 		return err
 	}
 	if err := writeWhole(t.name, b.Bytes()); err != nil {

@@ -1,12 +1,8 @@
 package main
 
 import (
-	"io"
-	"os"
-
 	"github.com/urfave/cli/v2"
 
-	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -41,7 +37,7 @@ func reportAction(c *cli.Context) error {
 		return err
 	}
 	for _, name := range c.Args().Slice() {
-		results, err := savedResults(c, name)
+		results, err := openResults(c, "report", name)
 		if err != nil {
 			return err
 		}
@@ -52,23 +48,6 @@ func reportAction(c *cli.Context) error {
 	}
 	out.matrix = report.Firewalls(out.results) > 1
 	return out.finish()
-}
-
-func savedResults(c *cli.Context, name string) ([]*client.Result, error) {
-	in := io.NopCloser(c.App.Reader)
-	if name != stdoutName {
-		f, err := os.Open(name)
-		if err != nil {
-			return nil, usage("report: %v", err)
-		}
-		in = f
-	}
-	defer in.Close()
-	results, err := report.ReadJSON(in)
-	if err != nil {
-		return nil, usage("%s: %v", name, err)
-	}
-	return results, nil
 }
 
 // scenariosAndBuiltin loads files; they come before a built-in scenario of the

@@ -22,7 +22,7 @@ import (
 
 // outputFlags are those of every command that measures.
 func outputFlags() []cli.Flag {
-	return append(formatFlags(),
+	return append(formatFlags(formats),
 		&cli.BoolFlag{Name: "details", Usage: "show what could not be measured and why, and every part of a range"},
 		&cli.BoolFlag{Name: "no-color", Usage: "no colour, even on a terminal"},
 	)
@@ -35,8 +35,9 @@ func runCommand() *cli.Command {
 		ArgsUsage: "SCENARIO...",
 		Description: "SCENARIO is a built-in name (see wallprobe scenario list) or a file of your own.\n" +
 			"On the other side of the firewall a reflector must run; it prints the line to paste here.\n" +
-			"Needs no privilege. Exit status: 0 what people want works, 1 something does not,\n" +
-			"2 wrong usage, 3 inconclusive (the reflector was not reached).\n\n" +
+			"Needs no privilege. Exit status: 0 what people want works (or with --expect, all that\n" +
+			"is expected holds), 1 something does not, 2 wrong usage, 3 inconclusive (the reflector\n" +
+			"was not reached).\n\n" +
 			"With --watch it goes on until it is interrupted, then prints the last report; the exit\n" +
 			"status is that of the last round, and the file of --json always holds that round. A round\n" +
 			"that does not reach the reflector says so, and its findings vanish from the metrics.\n\n" +
@@ -48,6 +49,7 @@ func runCommand() *cli.Command {
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first)"},
 			&cli.StringFlag{Name: "family", Usage: "address `FAMILY`: ipv4 or ipv6 (default: what the reflector's name gives first)"},
 			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
+			expectFlag(),
 			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range beyond the firewall, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
@@ -68,6 +70,10 @@ func runAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	wanted, err := givenExpectations(c.StringSlice("expect"), list)
+	if err != nil {
+		return err
+	}
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return err
 	}
@@ -83,6 +89,7 @@ func runAction(c *cli.Context) error {
 		return err
 	}
 	defer out.close()
+	out.wanted = wanted
 	if c.IsSet("watch") {
 		return watched(c, list, cfg, out)
 	}
@@ -96,7 +103,7 @@ func runAction(c *cli.Context) error {
 	if err := errors.Join(out.finish(), err); err != nil {
 		return err
 	}
-	return verdictStatus(results)
+	return wanted.status(results, verdictStatus)
 }
 
 // measureList measures one scenario after the other. What was measured before

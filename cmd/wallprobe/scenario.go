@@ -47,6 +47,7 @@ func scenarioCommand() *cli.Command {
 				Description: "All built-in scenarios together, unless some are named. These are also the ports to\n" +
 					"open in a cloud's firewall in front of the reflector.",
 				Flags: []cli.Flag{&cli.StringFlag{Name: "format", Value: "text", Usage: "`FORMAT`: text or json"}}},
+			rulesCommand(),
 			{Name: "schema", Usage: "the JSON Schema of scenario files, for editors", Action: scenarioSchema,
 				Description: "Editors with a YAML language server complete and check scenario files by it."},
 		},

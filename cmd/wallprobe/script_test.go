@@ -98,6 +98,11 @@ func setUp(env *testscript.Env) error {
 		env.Setenv(fmt.Sprintf("ADDR%d", i), fmt.Sprintf("127.0.%d.%d", n, i))
 	}
 	env.Setenv("HOME", env.WorkDir)
+	testdata, err := filepath.Abs(filepath.Join("..", "..", "testdata"))
+	if err != nil {
+		return err
+	}
+	env.Setenv("TESTDATA", testdata)
 	for _, name := range []string{"own.yaml", "branch.yaml"} {
 		b, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", name))
 		if err != nil {

@@ -6,6 +6,22 @@ import (
 	"github.com/wallprobe/wallprobe/lab"
 )
 
+// ownRulesHelp tells how to test the rules of a real machine.
+const ownRulesHelp = `Rules of your own are taken as they are, from whichever machine has them:
+  nft list ruleset >my.nft                      or /etc/nftables.conf itself
+  iptables-save >rules.v4                       and ip6tables-save >rules.v6 beside it,
+                                                which is then loaded too; or both in one file
+  ipset save >ipsets                            beside rules.v4, or --firewall ipsets+other.rules
+They speak of the machine's interfaces. Which of these is inside and which outside is
+taken from the rules where they leave no doubt (one of them translates addresses, one
+is left), and said; otherwise say it yourself. Give the networks too where the rules
+speak of addresses:
+  wallprobe lab screenconnect --firewall my.nft --inside br-lan=192.168.1.1/24 --outside ppp0
+A bridge such as br-lan or br0 is made as one, with the port lan0; br0:eth1 names the
+port. Other interfaces that the rules need to load are made, with nothing behind them.
+A file includes others beside it. What the kernel here cannot load is said with nft's or
+iptables-restore's own words, and nothing is measured.`
+
 // firewallFlags are those that fit the lab to the rules under test.
 func firewallFlags() []cli.Flag {
 	return []cli.Flag{

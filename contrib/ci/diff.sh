@@ -7,7 +7,7 @@
 #
 # What stands after -- goes to wallprobe lab diff as it is. --old FILE compares
 # with that file instead of with git's. --out FOLDER takes the reports (default:
-# wallprobe-report): NAME.md, .json and .xml (JUnit) for each rules file, and
+# wallprobe-report): NAME.txt, .json and .xml (JUnit) for each rules file, and
 # summary.md. Where GITHUB_STEP_SUMMARY and GITHUB_OUTPUT are set, as in GitHub
 # Actions, the summary and "changed" and "broke" go there.
 #
@@ -72,18 +72,18 @@ for file in "${rules[@]}"; do
 		continue
 	fi
 	one=0
-	rm -f "$name".{md,json,xml}
+	rm -f "$name".{txt,json,xml}
 	"$here/../../scripts/lab-exec" "$wallprobe" lab diff --old "$earlier" --new "$file" \
-		--markdown "$name.md" --json "$name.json" --junit "$name.xml" "$@" 2>"$name.err" || one=$?
-	cat "$name.err" >&2
+		--json "$name.json" --junit "$name.xml" "$@" >"$name.txt" 2>&1 || one=$?
+	# The old file is called as git calls it: 1a2b3c4d5e:firewall/edge.nft.
+	for written in "$name".*; do
+		[[ -z $before ]] || sed -i "s|$before/|${commit:0:10}:|g" "$written"
+	done
+	cat "$name.txt"
 	{
 		echo "### Firewall rules: \`$file\`"
 		echo
-		if [[ -s $name.md ]]; then
-			cat "$name.md"
-		else
-			sed 's/^/    /' "$name.err"
-		fi
+		sed 's/^/    /' "$name.txt"
 		echo
 	} >>"$out/summary.md"
 	if [[ -s $name.json ]]; then
