@@ -95,6 +95,9 @@ func (w *World) join(ctx context.Context, sites []site) error {
 	if err := w.everywhere(ctx, askSettle, request{}); err != nil {
 		return err
 	}
+	if err := w.loadFar(ctx); err != nil {
+		return err
+	}
 	return w.load(ctx, w.config.Firewall)
 }
 

@@ -28,7 +28,8 @@ import (
 // A Measurement runs the real reflector and the real client on the two sides
 // of a world's firewall.
 type Measurement struct {
-	Wiring    Wiring // of the world to build for it
+	Wiring    Wiring    // of the world to build for it
+	Far       *Firewall // of that world
 	Scenarios []*scenarios.Scenario
 	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
 	IPv6      bool

@@ -73,6 +73,9 @@ func (w *World) wire() (ports []string, err error) {
 	}
 	for _, network := range switches {
 		ends := w.ends(network)
+		if len(ends) == 0 {
+			continue
+		}
 		if direct(ends) {
 			if err := ends[0].joinTo(ends[1], nl); err != nil {
 				return nil, fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)

@@ -84,6 +84,7 @@ func (w *World) build(ctx context.Context, sites []site) error {
 	// nft takes about as long as all the rest, so it runs beside it.
 	var g errgroup.Group
 	g.Go(func() error { return w.load(ctx, w.config.Firewall) })
+	g.Go(func() error { return w.loadFar(ctx) })
 	g.Go(func() error {
 		for _, h := range w.hosts {
 			if err := h.configure(w.hosts); err != nil {
