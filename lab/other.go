@@ -45,7 +45,9 @@ func (*World) Notes() []string { return nil }
 func (*World) trouble(bool) []string { return nil }
 
 // Explain always fails.
-func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
+func (*World) Explain(context.Context, []*client.Result, func(client.Verdict) bool) error {
+	return errNotLinux
+}
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }
@@ -54,6 +56,8 @@ func (*World) Load(Firewall) error { return errNotLinux }
 func (*World) Exec(context.Context, string, []string) (exitCode int, err error) {
 	return 0, errNotLinux
 }
+
+func (*World) explains() bool { return false }
 
 // Close has nothing to close.
 func (*World) Close() error { return nil }
