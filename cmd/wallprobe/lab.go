@@ -99,8 +99,10 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
-	if len(firewalls) == 1 { // a matrix has no room for it
-		m.Explain = func(v client.Verdict) bool { return !v.Passes() }
+	// A matrix has no room for rules. What passes is told by which only where a
+	// later comparison may ask.
+	if kept := c.String(jsonFlag) != ""; kept || len(firewalls) == 1 {
+		m.Explain = func(v client.Verdict) bool { return kept || !v.Passes() }
 	}
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
