@@ -106,3 +106,31 @@ func expectedPorts(x *client.Expectation, s scenarios.PortSet) string {
 	}
 	return text
 }
+
+// expectedWords are an expectation and what came of it, for reports that are no
+// text.
+type expectedWords struct{ state, what, wanted, measured, why, place string }
+
+func newExpected(x *client.Expectation) expectedWords {
+	e := expectedWords{
+		state: (Options{}).expectationState(x.State).text, what: join(" ", x.Path, x.Title, expectedPorts(x, x.Ports)),
+		wanted: strings.Join(x.Expected, " or "), measured: x.Measured, place: fmt.Sprintf("%s:%d", x.File, x.Line),
+	}
+	var measured, why []string
+	for _, m := range x.Misses {
+		measured = append(measured, join(" ", string(m.Verdict), expectedPorts(x, m.Ports), m.Target))
+		for _, d := range m.DecidedBy {
+			why = append(why, decision(d, m.Ports))
+		}
+		why = append(why, m.Why)
+	}
+	if len(x.Misses) == 0 {
+		why = append(why, x.Why)
+	}
+	e.measured = join("; ", append([]string{e.measured}, measured...)...)
+	e.why = strings.Join(distinct(why), "; ")
+	if e.measured == "" && x.State == client.Holds {
+		e.measured = "as expected"
+	}
+	return e
+}
