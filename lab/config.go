@@ -47,6 +47,9 @@ const (
 	otherName    = "other"
 )
 
+// switches are the names of the networks.
+var switches = []string{"lan", "wan"}
+
 // A site is the plan of one host: a namespace and what it contains.
 type site struct {
 	Name    string
@@ -61,7 +64,7 @@ type site struct {
 type link struct {
 	Name   string
 	Bridge string // the bridge that this is a port of, which has the addresses
-	Switch string // "lan" or "wan"
+	Switch string // one of switches
 	V4, V6 netip.Prefix
 	MTU    int // bytes; 0 is the kernel's default
 	MAC    net.HardwareAddr

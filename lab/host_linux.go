@@ -17,8 +17,11 @@ import (
 // A Host is one host of a [World].
 type Host struct {
 	site  site
-	ns    *namespace
+	ns    *namespace // nil is this process's own
 	world *World
+
+	keeper string // the socket of the one who keeps the host; empty where nobody else does
+	here   bool   // though it has a keeper, its network is this process's own
 }
 
 // Name is "host", "lan2", "firewall", "server" or "other".
@@ -29,13 +32,19 @@ func (h *Host) Addrs() (v4, v6 netip.Addr) { return h.site.V4, h.site.V6 }
 
 // Do calls fn on a thread inside the host's network namespace. Sockets that fn
 // opens belong to the host for good, but only those opened by fn's own
-// goroutine: dial one address at a time, and no names.
-func (h *Host) Do(fn func() error) error { return h.ns.do(fn) }
+// goroutine: dial one address at a time, and no names. It fails on a host that
+// is kept elsewhere.
+func (h *Host) Do(fn func() error) error {
+	if h.keeper != "" && !h.here {
+		return fmt.Errorf("host %s is kept by another process: this needs a lab of namespaces", h.Name())
+	}
+	return h.ns.do(fn)
+}
 
 // Sysctl sets a kernel setting of the host, "net.ipv4.ip_forward" for one.
 // Interfaces with a dot in their name cannot be named in the key.
 func (h *Host) Sysctl(key, value string) error {
-	return h.ns.do(func() error { return setSysctl(key, value) })
+	return h.Do(func() error { return setSysctl(key, value) })
 }
 
 // Command makes a command to be given to [Host.Start] or [Host.Run]. It leads
@@ -64,6 +73,11 @@ func (h *Host) Start(cmd *exec.Cmd) (*Process, error) {
 	defer w.mu.Unlock()
 	if w.closed {
 		return nil, fmt.Errorf("start %s on %s: %w", cmd.Args[0], h.Name(), os.ErrClosed)
+	}
+	if h.keeper != "" && !h.here {
+		if err := detour(cmd, h.keeper); err != nil {
+			return nil, fmt.Errorf("start %s on %s: %w", cmd.Args[0], h.Name(), err)
+		}
 	}
 	if err := h.ns.do(cmd.Start); err != nil {
 		return nil, fmt.Errorf("start %s on %s: %w", cmd.Args[0], h.Name(), err)

@@ -45,19 +45,20 @@ func (w *World) fit(ctx context.Context, f Firewall) error {
 	if len(f.Dumps) == 0 {
 		cards = devices(f.Text)
 	}
-	found, hooks, err := readMentions(listing, cards)
+	read, err := readMentions(listing, cards)
 	if err != nil {
 		return err
 	}
-	if len(hooks) == 0 {
+	if len(read.hooks) == 0 {
 		return &MisfitError{Firewall: f.Path, Why: " no chain in it has a hook, so every packet would pass; for no firewall at all name \"open\""}
 	}
-	fits := fit(found, w.asked)
+	fits := fit(read.interfaces, w.asked)
 	if fits.why != "" || fits.instead != nil {
-		place := lineWith(f.Text, strings.TrimSuffix(found[0].name, "*"))
+		place := lineWith(f.Text, strings.TrimSuffix(read.interfaces[0].name, "*"))
 		return &MisfitError{Firewall: f.Path, Why: place + " " + fits.why, instead: fits.instead, notes: fits.notes}
 	}
 	w.note(fits.notes...)
+	w.note(foreign(read.networks, w.asked)...)
 	if len(f.Dumps) == 0 {
 		for _, pattern := range emptyIncludes(f.Text, filepath.Dir(f.Path)) {
 			w.note(fmt.Sprintf("include %q: there is no such file here, and nft goes on without", pattern))
@@ -97,7 +98,7 @@ func (w *World) loadNFT(ctx context.Context, f Firewall) error {
 		if !ok {
 			return err
 		}
-		if more, err := w.furnishLinks(f, failed.message, made); err != nil {
+		if more, err := w.furnishLinks(ctx, f, failed.message, made); err != nil {
 			return err
 		} else if more {
 			continue
@@ -113,7 +114,7 @@ const maxLinks = 64
 // furnishLinks makes the interfaces that nft looked for in vain, with nothing
 // behind them: rules know interfaces by number as well, and these must be there.
 // It tells whether it made one.
-func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool) (more bool, err error) {
+func (w *World) furnishLinks(ctx context.Context, f Firewall, complaint string, made map[string]bool) (more bool, err error) {
 	if f.Path == "" {
 		return false, nil
 	}
@@ -122,7 +123,7 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 			continue
 		}
 		made[name] = true
-		switch err := w.addLink(name, len(made)); {
+		switch err := w.addLink(ctx, name, len(made)); {
 		case errors.Is(err, unix.EEXIST):
 		case err != nil:
 			return false, fmt.Errorf("interface %s for the rules of %s: %w", name, f.Path, err)
@@ -134,7 +135,11 @@ func (w *World) furnishLinks(f Firewall, complaint string, made map[string]bool)
 }
 
 // addLink adds an interface to the firewall that leads nowhere.
-func (w *World) addLink(name string, number int) error {
+func (w *World) addLink(ctx context.Context, name string, number int) error {
+	if w.keeper != "" {
+		_, _, err := request{Do: askLink, Name: name, Number: number}.send(ctx, w.keeper)
+		return err
+	}
 	return w.wires.do(func() error {
 		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 		if err != nil {

@@ -36,8 +36,9 @@ type Measurement struct {
 	Program   string                                    // the wallprobe binary; empty is the running one
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
+	Paths     []string                                  // to measure, of those that a scenario has; nil is all
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
-	Explain   bool                                      // adds to findings which rules decided them
+	Explain   func(client.Verdict) bool                 // which findings are told the rules that decided them; nil is none
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -149,7 +150,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) > 0 || m.Explain {
+	if len(lacking) > 0 {
 		journals := t.stop()
 		var joining sync.WaitGroup
 		for _, r := range lacking {
@@ -157,10 +158,11 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		}
 		joining.Wait()
 	}
-	if m.Explain {
-		return results, w.Explain(ctx, results)
+	if m.Explain == nil || len(questions(results, nil, m.Explain)) == 0 {
+		return results, nil
 	}
-	return results, nil
+	t.stop()
+	return results, w.Explain(ctx, results, m.Explain)
 }
 
 // lacks tells whether a far end's journal has something to add to a result.
@@ -328,6 +330,11 @@ func (t *trial) runClient(ctx context.Context, e nearEnd, out *firstByte) error 
 	}
 	if lan := t.world.Host(lan2Name); lan != nil {
 		args = append(args, "--lan", address(lan, t.m.IPv6).String())
+	}
+	for _, p := range s.Paths {
+		if slices.Contains(t.m.Paths, p.ID) {
+			args = append(args, "--path", p.ID)
+		}
 	}
 	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
 	var complaints bytes.Buffer

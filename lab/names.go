@@ -78,7 +78,7 @@ func resource(a netip.Addr, t dnsmessage.Type) dnsmessage.ResourceBody {
 	switch {
 	case t == dnsmessage.TypeA && a.Is4():
 		return &dnsmessage.AResource{A: a.As4()}
-	case t == dnsmessage.TypeAAAA && a.Is6():
+	case t == dnsmessage.TypeAAAA && a.Is6(): // the zero Addr is neither
 		return &dnsmessage.AAAAResource{AAAA: a.As16()}
 	}
 	return nil

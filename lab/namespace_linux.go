@@ -38,8 +38,11 @@ func newNamespace() (*namespace, error) {
 	return n, err
 }
 
-// do runs fn in the namespace.
+// do runs fn in the namespace; nil is that of this process.
 func (n *namespace) do(fn func() error) error {
+	if n == nil {
+		return fn()
+	}
 	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter network namespace: %w", err)
@@ -75,9 +78,15 @@ func onThread(fn func() error) error {
 }
 
 // setSysctl writes a kernel setting of the current thread's network namespace.
+// Where none can be written, as in a container, it must have the value already.
 func setSysctl(key, value string) error {
 	path := filepath.Join("/proc/sys", strings.ReplaceAll(key, ".", "/"))
 	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if errors.Is(err, unix.EROFS) {
+		if is, readErr := os.ReadFile(path); readErr == nil && strings.TrimSpace(string(is)) == value {
+			return nil
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("sysctl %s: %w", key, err)
 	}

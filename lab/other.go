@@ -24,6 +24,15 @@ type World struct{ config Config }
 // Build always fails: the lab needs Linux.
 func Build(context.Context, Config) (*World, error) { return nil, errNotLinux }
 
+// Join always fails.
+func Join(context.Context, string, Config) (*World, error) { return nil, errNotLinux }
+
+// Keep always fails.
+func Keep(context.Context, string, string) error { return errNotLinux }
+
+// Via always fails.
+func Via(string, []string) (exitCode int, err error) { return 0, errNotLinux }
+
 // Host knows no host.
 func (*World) Host(string) *Host { return nil }
 
@@ -36,7 +45,9 @@ func (*World) Notes() []string { return nil }
 func (*World) trouble(bool) []string { return nil }
 
 // Explain always fails.
-func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
+func (*World) Explain(context.Context, []*client.Result, func(client.Verdict) bool) error {
+	return errNotLinux
+}
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }

@@ -27,14 +27,7 @@ type resolvers struct {
 
 // start opens a resolver on every host that is to have one.
 func (r *resolvers) start(hosts []*Host, names map[string][]netip.Addr) error {
-	r.names, r.open = map[string][]netip.Addr{}, map[io.Closer]bool{}
-	for _, h := range hosts {
-		v4, v6 := h.Addrs()
-		r.names[h.Name()] = []netip.Addr{v4, v6}
-	}
-	for name, addrs := range names {
-		r.names[strings.ToLower(name)] = addrs
-	}
+	r.know(hosts, names)
 	for _, h := range hosts {
 		if !h.site.DNS {
 			continue
@@ -46,6 +39,19 @@ func (r *resolvers) start(hosts []*Host, names map[string][]netip.Addr) error {
 	return nil
 }
 
+// know takes in what there is to answer.
+func (r *resolvers) know(hosts []*Host, names map[string][]netip.Addr) {
+	r.names, r.open = map[string][]netip.Addr{}, map[io.Closer]bool{}
+	for _, h := range hosts {
+		v4, v6 := h.Addrs()
+		r.names[h.Name()] = []netip.Addr{v4, v6}
+	}
+	for name, addrs := range names {
+		r.names[strings.ToLower(name)] = addrs
+	}
+}
+
+// listen opens a resolver in the present network namespace.
 func (r *resolvers) listen() error {
 	addr := netip.MustParseAddrPort(resolverAddr)
 	udp, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(addr))

@@ -54,38 +54,44 @@ func (w *World) connect() ([]string, error) {
 			return nil, fmt.Errorf("host %s: %w", h.Name(), err)
 		}
 	}
-	err := w.wires.do(func() error {
-		nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer nl.Close()
-		if err := prepareSwitches(); err != nil {
-			return err
-		}
-		for _, network := range []string{"lan", "wan"} {
-			ends := w.ends(network)
-			if direct(ends) {
-				if err := ends[0].joinTo(ends[1], nl); err != nil {
-					return fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)
-				}
-				continue
-			}
-			index, err := addSwitch(nl, network, nil)
-			if err != nil {
-				return fmt.Errorf("switch %s: %w", network, err)
-			}
-			for _, e := range ends {
-				port := fmt.Sprintf("port%d", len(ports))
-				if err := e.plug(nl, port, index); err != nil {
-					return fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err)
-				}
-				ports = append(ports, port)
-			}
-		}
-		return nil
+	err := w.wires.do(func() (err error) {
+		ports, err = w.wire()
+		return err
 	})
 	return ports, err
+}
+
+// wire does so in the namespace of the switches, which is the present one.
+func (w *World) wire() (ports []string, err error) {
+	nl, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, err
+	}
+	defer nl.Close()
+	if err := prepareSwitches(); err != nil {
+		return nil, err
+	}
+	for _, network := range switches {
+		ends := w.ends(network)
+		if direct(ends) {
+			if err := ends[0].joinTo(ends[1], nl); err != nil {
+				return nil, fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)
+			}
+			continue
+		}
+		index, err := addSwitch(nl, network, nil)
+		if err != nil {
+			return nil, fmt.Errorf("switch %s: %w", network, err)
+		}
+		for _, e := range ends {
+			port := fmt.Sprintf("port%d", len(ports))
+			if err := e.plug(nl, port, index); err != nil {
+				return nil, fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err)
+			}
+			ports = append(ports, port)
+		}
+	}
+	return ports, nil
 }
 
 // prepareSwitches makes the settings that switches need.
@@ -98,7 +104,7 @@ func prepareSwitches() error {
 	// that has the filter knows of these.
 	for _, name := range []string{"iptables", "ip6tables", "arptables"} {
 		err := setSysctl("net.bridge.bridge-nf-call-"+name, "0")
-		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) {
 			return err
 		}
 	}
@@ -119,6 +125,21 @@ func (w *World) ends(network string) []end {
 			if l.Switch == network {
 				out = append(out, end{l, h})
 			}
+		}
+	}
+	return out
+}
+
+// unsettled are the host's links that must be told to look whether the other end
+// is up: those of wires that need no switch, and bridges with their ports.
+func (h *Host) unsettled() []string {
+	var out []string
+	for _, l := range h.site.Links {
+		switch {
+		case l.Bridge != "":
+			out = append(out, l.Name, l.Bridge)
+		case direct(h.world.ends(l.Switch)):
+			out = append(out, l.Name)
 		}
 	}
 	return out
@@ -303,18 +324,9 @@ func (w *World) settle(ports []string) error {
 	if err := w.wires.do(func() error { return settle(ports) }); err != nil {
 		return err
 	}
-	for _, network := range []string{"lan", "wan"} {
-		ends := w.ends(network)
-		for _, e := range ends {
-			links := []string{e.Name}
-			if e.Bridge != "" {
-				links = append(links, e.Bridge)
-			} else if !direct(ends) {
-				continue
-			}
-			if err := e.host.ns.do(func() error { return settle(links) }); err != nil {
-				return fmt.Errorf("host %s: %w", e.host.Name(), err)
-			}
+	for _, h := range w.hosts {
+		if err := h.ns.do(func() error { return settle(h.unsettled()) }); err != nil {
+			return fmt.Errorf("host %s: %w", h.Name(), err)
 		}
 	}
 	return nil

@@ -22,6 +22,8 @@ type World struct {
 	hosts     []*Host
 	wires     *namespace // holds the switches of the LAN and the WAN
 	resolvers resolvers
+	lock      *os.File // of a world that was joined
+	keeper    string   // the socket of the one who keeps its switches
 
 	mu        sync.Mutex
 	loaded    Firewall
@@ -38,6 +40,12 @@ func Build(ctx context.Context, c Config) (*World, error) {
 	if !entered.Load() {
 		return nil, errors.New("build lab: this program has not entered the lab's namespaces")
 	}
+	return wiredFor(ctx, c, stand)
+}
+
+// wiredFor makes a world with the interfaces that its rules ask for, where these
+// leave no doubt.
+func wiredFor(ctx context.Context, c Config, stand func(context.Context, Config) (*World, error)) (*World, error) {
 	w, err := stand(ctx, c)
 	if m, ok := errors.AsType[*MisfitError](err); ok && m.instead != nil {
 		c.Wiring = *m.instead
@@ -225,6 +233,9 @@ func (w *World) Close() error {
 // release lets go of the namespaces; a second call finds them released.
 func (w *World) release() error {
 	var errs []error
+	if w.lock != nil {
+		w.lock.Close() // it is only read; a second call finds it closed
+	}
 	all := []*namespace{w.wires}
 	for _, h := range w.hosts {
 		all = append(all, h.ns)

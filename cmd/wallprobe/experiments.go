@@ -21,8 +21,9 @@ import (
 
 func experimentsCommand() *cli.Command {
 	return &cli.Command{
-		Name:  "experiments",
-		Usage: "try what the documents say happens behind a firewall, and compare",
+		Name:   "experiments",
+		Before: needsNamespaces,
+		Usage:  "try what the documents say happens behind a firewall, and compare",
 		Description: "Each experiment is a firewall together with what a document says happens behind it.\n" +
 			"It is run, and its outcome is reported as confirmed, contradicted (with the evidence)\n" +
 			"or unmeasured (with the reason). Exit status 0 when all could be run, whatever they showed.",

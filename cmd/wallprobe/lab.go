@@ -35,14 +35,14 @@ func labCommand() *cli.Command {
 			ownRulesHelp + "\n\n" +
 			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
 		Flags: append([]cli.Flag{
-			&cli.StringSliceFlag{Name: "firewall", Usage: "`NAME|FILE` of the rules, or FILE+FILE; may be repeated (default: the main firewalls)"},
+			&cli.StringSliceFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Usage: "`NAME|FILE` of the rules, or FILE+FILE; may be repeated (default: the main firewalls)"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first; all of them without arguments, and behind a file of your own)"},
 			expectFlag(),
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
-		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand()},
+		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand(), keepCommand(), viaCommand()},
 	}
 }
 
@@ -98,7 +98,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
-	m.Explain = len(firewalls) == 1
+	if len(firewalls) == 1 { // a matrix has no room for it
+		m.Explain = func(v client.Verdict) bool { return !v.Passes() }
+	}
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
@@ -114,9 +116,7 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range c.StringSlice("path") {
-		m.Client = append(m.Client, "--path", id)
-	}
+	m.Paths = c.StringSlice("path")
 	for _, name := range []string{"bytes", "idle"} {
 		if c.String(name) != "" {
 			m.Client = append(m.Client, "--"+name, c.String(name))
@@ -226,6 +226,9 @@ func tellApart(list []lab.Firewall) {
 // enterLab goes into the lab's namespaces. done tells that the program ran
 // inside and has ended; err then carries its exit status.
 func enterLab(ctx context.Context) (done bool, err error) {
+	if keptHosts() != "" {
+		return false, nil // the hosts are there
+	}
 	inside, status, err := lab.Enter(ctx)
 	switch {
 	case err != nil:
@@ -263,7 +266,7 @@ func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement
 		}
 	}
 	var wg sync.WaitGroup
-	slots := make(chan struct{}, worlds)
+	slots := make(chan struct{}, sideBySide())
 	for fw := range firewalls {
 		left[fw] = len(parts)
 		for _, part := range longestFirst(parts) {
@@ -330,7 +333,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
 	cfg.Firewall, cfg.Wiring = f, m.Wiring
-	w, err := lab.Build(ctx, cfg)
+	w, err := buildWorld(ctx, cfg)
 	if err != nil {
 		return labError(err)
 	}
@@ -351,7 +354,9 @@ func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*la
 // labError: rules that nft refuses are unreadable input. What is missing here
 // says nothing about them.
 func labError(err error) error {
-	if _, ok := errors.AsType[*middlebox.MissingError](err); ok {
+	_, missing := errors.AsType[*middlebox.MissingError](err)
+	_, kept := errors.AsType[*lab.KeptError](err)
+	if missing || kept {
 		return &exitError{exitInconclusive, err.Error()}
 	}
 	return &exitError{exitUsage, err.Error()}
@@ -367,7 +372,7 @@ func execCommand() *cli.Command {
 			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
-			&cli.StringFlag{Name: "firewall", Value: "open", Usage: "`NAME|FILE` of the rules, or FILE+FILE"},
+			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules, or FILE+FILE"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
 		}, firewallFlags()...),
 		Action: execAction,
@@ -395,7 +400,7 @@ func execAction(c *cli.Context) error {
 	}
 	cfg := lab.ConfigFor(list)
 	cfg.Firewall, cfg.Wiring, cfg.Hosts = firewalls[0], wiring, []string{"lan2", "other"}
-	w, err := lab.Build(c.Context, cfg)
+	w, err := buildWorld(c.Context, cfg)
 	if err != nil {
 		return labError(err)
 	}
