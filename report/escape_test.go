@@ -169,6 +169,13 @@ func legible(t *testing.T, doc []byte) {
 	}
 }
 
+func TestWordsOfClosedListsAreEscapedToo(t *testing.T) {
+	plain, odd := []*client.Result{strange("harmless")}, []*client.Result{strange("<img src=x>|`*\"'</td>")}
+	sameShape(t, "HTML", shape(t, pageOf(t, plain)), shape(t, pageOf(t, odd)))
+	sameShape(t, "Markdown", shape(t, github(t, markdownOf(t, plain))), shape(t, github(t, markdownOf(t, odd))))
+	sameShape(t, "JUnit", elements(t, junitOf(t, plain)), elements(t, junitOf(t, odd)))
+}
+
 func TestMarkdownShowsTextsAsTheyAre(t *testing.T) {
 	for _, s := range []string{"a|b", "*a* _b_ `c`", "<b>x</b> & y", `back\slash`, "[x](https://evil.example)", "@team #12 !3 ~a %b $c", ":tada:", "1. x", "www.evil.example"} {
 		var table mdTable
