@@ -44,21 +44,6 @@ func shape(t testing.TB, doc []byte) []string {
 	}
 }
 
-// textsOf are all texts in a document, as a reader gets them.
-func textsOf(t testing.TB, doc []byte) string {
-	t.Helper()
-	var b strings.Builder
-	z := nethtml.NewTokenizer(bytes.NewReader(doc))
-	for {
-		switch z.Next() {
-		case nethtml.ErrorToken:
-			return b.String()
-		case nethtml.TextToken:
-			b.Write(z.Text())
-		}
-	}
-}
-
 // github renders Markdown with everything that GitHub's and GitLab's dialects
 // have, HTML included, which both would filter.
 func github(t testing.TB, markdown []byte) []byte {
