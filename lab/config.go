@@ -15,6 +15,11 @@ type Config struct {
 
 	Wiring
 
+	// Far is a second firewall, between the WAN and the site of the server, from
+	// which its rules see lan0 inside and wan0 outside; nil where the server
+	// stands on the WAN itself.
+	Far *Firewall
+
 	// Own are address ranges that belong to the server as well: every address
 	// in them reaches it, and it may send from every one. They may overlap
 	// each other but not the networks of the two interfaces.
@@ -45,10 +50,15 @@ const (
 	firewallName = "firewall"
 	serverName   = "server"
 	otherName    = "other"
+	farName      = "firewall2"
 )
 
 // switches are the names of the networks.
-var switches = []string{"lan", "wan"}
+var switches = []string{"lan", "wan", "site"}
+
+// farSite is the inside of the second firewall; its outside is the second
+// address of the WAN.
+var farSite = Interface{Name: "lan0", V4: netip.MustParsePrefix("203.0.113.1/24"), V6: netip.MustParsePrefix("2001:db8:113::1/64")}
 
 // A site is the plan of one host: a namespace and what it contains.
 type site struct {
@@ -109,6 +119,13 @@ func (c Config) check() error {
 // checkNetworks refuses networks that overlap: nobody would know the way.
 func (c Config) checkNetworks() error {
 	in, out := c.Inside, c.Outside
+	if c.Far != nil {
+		for _, p := range []netip.Prefix{in.V4, in.V6, out.V4, out.V6} {
+			if p.Overlaps(farSite.V4) || p.Overlaps(farSite.V6) {
+				return fmt.Errorf("network %s is in that of the second site, %s and %s; give another one", p.Masked(), farSite.V4.Masked(), farSite.V6.Masked())
+			}
+		}
+	}
 	for _, pair := range [][2]netip.Prefix{{in.V4, out.V4}, {in.V6, out.V6}} {
 		if pair[0].Overlaps(pair[1]) {
 			return fmt.Errorf("network %s, inside, and network %s, outside, overlap", pair[0].Masked(), pair[1].Masked())
@@ -136,7 +153,11 @@ func plan(c Config) ([]site, error) {
 	p := planner{config: c}
 	p.firewall()
 	p.inner(hostName, 2)
-	p.outer(serverName, 10)
+	if c.Far == nil {
+		p.outer(serverName, 10)
+	} else {
+		p.far()
+	}
 	if slices.Contains(c.Hosts, lan2Name) {
 		p.inner(lan2Name, 3)
 	}
@@ -197,25 +218,62 @@ func (p *planner) outer(name string, number int) {
 	})
 }
 
+// far adds the second firewall and the server behind it, with the ways there and
+// back.
+func (p *planner) far() {
+	in, out := p.config.Inside, p.config.Outside
+	wan := p.link("wan", out, 2)
+	wan.Name = defaultWiring.Outside.Name
+	p.add(site{
+		Name: farName, Forward: true, DNS: true,
+		Links: []link{farSite.link("site", 0), wan},
+		V4:    farSite.V4.Addr(), V6: farSite.V6.Addr(),
+		Routes: []route{{To: in.V4.Masked(), Via: out.V4.Addr()}, {To: in.V6.Masked(), Via: out.V6.Addr()}},
+	})
+	l := p.link("site", farSite, 10)
+	p.add(site{
+		Name: serverName, Links: []link{l}, V4: l.V4.Addr(), V6: l.V6.Addr(),
+		Routes: []route{{To: anyV4, Via: farSite.V4.Addr()}, {To: anyV6, Via: farSite.V6.Addr()}},
+	})
+}
+
+// find is the index of a host, or -1.
+func (p *planner) find(host string) int {
+	return slices.IndexFunc(p.sites, func(s site) bool { return s.Name == host })
+}
+
+// way adds a route to a host, if there is such a host.
+func (p *planner) way(host string, to netip.Prefix, via netip.Addr) {
+	if i := p.find(host); i >= 0 {
+		p.sites[i].Routes = append(p.sites[i].Routes, route{To: to, Via: via})
+	}
+}
+
 // own gives the configured ranges to the server and the ways there to all
 // others of the WAN; the hosts of the LAN have their default route.
 func (p *planner) own() {
-	server := p.sites[slices.IndexFunc(p.sites, func(s site) bool { return s.Name == serverName })]
+	server := p.sites[p.find(serverName)]
+	v4, v6 := server.V4, server.V6 // the way there from the WAN
+	far := p.find(farName)
+	if far >= 0 {
+		wan := p.sites[far].Links[1]
+		v4, v6 = wan.V4.Addr(), wan.V6.Addr()
+		for _, host := range []string{firewallName, otherName} {
+			p.way(host, farSite.V4.Masked(), v4)
+			p.way(host, farSite.V6.Masked(), v6)
+		}
+	}
 	own := slices.Clone(p.config.Own)
 	slices.SortFunc(own, netip.Prefix.Compare)
 	for _, prefix := range slices.Compact(own) {
-		via := server.V4
+		via, last := v4, server.V4
 		if prefix.Addr().Is6() {
-			via = server.V6
+			via, last = v6, server.V6
 		}
-		for i := range p.sites {
-			switch s := &p.sites[i]; s.Name {
-			case serverName:
-				s.Routes = append(s.Routes, route{To: prefix})
-			case firewallName, otherName:
-				s.Routes = append(s.Routes, route{To: prefix, Via: via})
-			}
-		}
+		p.way(serverName, prefix, netip.Addr{})
+		p.way(farName, prefix, last)
+		p.way(firewallName, prefix, via)
+		p.way(otherName, prefix, via)
 	}
 }
 

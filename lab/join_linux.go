@@ -19,8 +19,8 @@ import (
 // joinWait is how long keepers may take to be there: they start when this does.
 const joinWait = 30 * time.Second
 
-// answerWait bounds every answer of a keeper but the end of a program.
-const answerWait = 20 * time.Second
+// replyWait bounds every answer of a keeper but the end of a program.
+const replyWait = 20 * time.Second
 
 // Join makes the world that the Config describes in network namespaces that
 // others have made, those of containers for one, and that [Keep] keeps with its
@@ -93,6 +93,9 @@ func (w *World) join(ctx context.Context, sites []site) error {
 		return kept(switchName, err)
 	}
 	if err := w.everywhere(ctx, askSettle, request{}); err != nil {
+		return err
+	}
+	if err := w.loadFar(ctx); err != nil {
 		return err
 	}
 	return w.load(ctx, w.config.Firewall)
@@ -184,7 +187,7 @@ func (q request) send(ctx context.Context, socket string, with ...*os.File) (rep
 	}
 	defer c.Close()
 	defer context.AfterFunc(ctx, func() { c.Close() })()
-	if err := c.SetDeadline(time.Now().Add(answerWait)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(replyWait)); err != nil {
 		return reply{}, nil, err
 	}
 	return readReply(c)

@@ -46,7 +46,7 @@ const switchName = "switch"
 
 // KeeperNames are the parts of a lab that can be kept.
 func KeeperNames() []string {
-	return []string{hostName, lan2Name, firewallName, serverName, otherName, switchName}
+	return []string{hostName, lan2Name, firewallName, serverName, otherName, farName, switchName}
 }
 
 // socketOf is where the keeper of a host listens.

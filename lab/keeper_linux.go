@@ -215,7 +215,8 @@ func clearLinks() error {
 		if r.Protocol == unix.RTPROT_KERNEL {
 			continue // of an address, with which it goes
 		}
-		if err := netlink.RouteDel(&r); err != nil {
+		// It may have gone just now with a wire whose other end was removed.
+		if err := netlink.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("remove %s: %w", r.Dst, err)
 		}
 	}
@@ -247,12 +248,25 @@ func (k *keeper) configure(own *Host, q request) error {
 		return nil
 	}
 	for name, content := range etc {
-		if err := os.WriteFile("/etc/"+name, []byte(content), 0o644); err != nil {
+		if err := rewrite("/etc/"+name, content); err != nil {
 			return err
 		}
 	}
 	k.resolvers.know(own.world.hosts, q.Names)
 	return k.resolvers.listen()
+}
+
+// rewrite replaces what is in a file, which may be mounted, unless it is not there.
+func rewrite(name, content string) error {
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_TRUNC, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(content)
+	return errors.Join(err, f.Close())
 }
 
 // run runs a program as the user who asks, with the capabilities of the network
@@ -290,7 +304,7 @@ func run(c *net.UnixConn, lines *json.Decoder, argv []string, files []*os.File) 
 	return status, err
 }
 
-// peer is the user at the other end of a Unix socket.
+// peer is the user at the other end of a Unix socket, nil for this process's own.
 func peer(c *net.UnixConn) (*syscall.Credential, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
@@ -302,6 +316,9 @@ func peer(c *net.UnixConn) (*syscall.Credential, error) {
 	}
 	if err != nil {
 		return nil, fmt.Errorf("who asks: %w", err)
+	}
+	if int(u.Uid) == os.Getuid() && int(u.Gid) == os.Getgid() {
+		return nil, nil
 	}
 	return &syscall.Credential{Uid: u.Uid, Gid: u.Gid}, nil
 }

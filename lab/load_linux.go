@@ -35,6 +35,31 @@ func (w *World) load(ctx context.Context, f Firewall) error {
 	return w.fit(ctx, f)
 }
 
+// loadFar loads the rules of the second firewall, whose interfaces are always
+// lan0 and wan0.
+func (w *World) loadFar(ctx context.Context) error {
+	f := w.config.Far
+	if f == nil {
+		return nil
+	}
+	if len(f.Dumps) > 0 || len(f.Boxes) > 0 {
+		return &RulesError{Firewall: f.Path, Message: "the second firewall takes a file of nft without boxes; a dump is translated by: iptables-restore-translate -f FILE"}
+	}
+	dir, source := ".", f.Name
+	if f.Path != "" {
+		dir, source = filepath.Dir(f.Path), f.Path
+	}
+	_, err := w.Host(farName).nft(ctx, dir, f.script(farSite.Name, defaultWiring.Outside.Name), "-I", ".", "-f", "-")
+	if failed, ok := errors.AsType[*nftError](err); ok {
+		message := strings.ReplaceAll(failed.message, "/dev/stdin:", source+":")
+		return &RulesError{Firewall: source, Message: strings.TrimSpace(strings.ReplaceAll(message, "flush ruleset; ", ""))}
+	}
+	if err == nil {
+		w.note("beyond it, before the reflector's site, stands the firewall " + f.Name)
+	}
+	return err
+}
+
 // fit holds a user's rules, which are loaded, against the lab's interfaces.
 func (w *World) fit(ctx context.Context, f Firewall) error {
 	listing, err := w.Host(firewallName).NFT(ctx, nil, "-j", "list", "ruleset")

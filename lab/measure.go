@@ -28,7 +28,8 @@ import (
 // A Measurement runs the real reflector and the real client on the two sides
 // of a world's firewall.
 type Measurement struct {
-	Wiring    Wiring // of the world to build for it
+	Wiring    Wiring    // of the world to build for it
+	Far       *Firewall // of that world
 	Scenarios []*scenarios.Scenario
 	Roles     func(*scenarios.Scenario) []string // near ends to measure from; nil is every near end
 	IPv6      bool
@@ -38,7 +39,7 @@ type Measurement struct {
 	Client    []string                                  // further flags for the client
 	Paths     []string                                  // to measure, of those that a scenario has; nil is all
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
-	Explain   func(client.Verdict) bool                 // which findings are told the rules that decided them; nil is none
+	Explain   func(client.Verdict) bool                 // which findings are told the rules that decided them; nil is none, and so it is where others keep the hosts
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -158,7 +159,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		}
 		joining.Wait()
 	}
-	if m.Explain == nil || len(questions(results, nil, m.Explain)) == 0 {
+	if m.Explain == nil || !w.explains() || len(questions(results, nil, m.Explain)) == 0 {
 		return results, nil
 	}
 	t.stop()

@@ -57,6 +57,8 @@ func (*World) Exec(context.Context, string, []string) (exitCode int, err error) 
 	return 0, errNotLinux
 }
 
+func (*World) explains() bool { return false }
+
 // Close has nothing to close.
 func (*World) Close() error { return nil }
 

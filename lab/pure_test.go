@@ -24,6 +24,34 @@ var byValue = cmp.Options{
 	cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }),
 }
 
+// The ways to the server's addresses and back lead through both firewalls.
+func TestTheSecondFirewallStandsInEveryWay(t *testing.T) {
+	got, err := plan(Config{Far: new(Firewall), Own: []netip.Prefix{prefix("23.239.228.0/22")}, Hosts: []string{"other"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ways := make(map[string]string) // from a host to an address
+	for _, s := range got {
+		for _, to := range []string{"10.77.1.2", "23.239.228.1", "203.0.113.10"} {
+			for _, r := range s.Routes {
+				if r.To.Contains(ip(to)) && r.Via.IsValid() {
+					ways[s.Name+" "+to] = r.Via.String()
+				}
+			}
+		}
+	}
+	want := map[string]string{
+		"host 10.77.1.2": "10.77.1.1", "host 23.239.228.1": "10.77.1.1", "host 203.0.113.10": "10.77.1.1",
+		"firewall 23.239.228.1": "198.51.100.2", "firewall 203.0.113.10": "198.51.100.2",
+		"other 10.77.1.2": "198.51.100.1", "other 23.239.228.1": "198.51.100.2", "other 203.0.113.10": "198.51.100.2",
+		"firewall2 10.77.1.2": "198.51.100.1", "firewall2 23.239.228.1": "203.0.113.10",
+		"server 10.77.1.2": "203.0.113.1", "server 203.0.113.10": "203.0.113.1", "server 23.239.228.1": "203.0.113.1",
+	}
+	if diff := cmp.Diff(want, ways); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
 func TestPlanOfTheDefaultWorldWithOwnRange(t *testing.T) {
 	got, err := plan(Config{Own: []netip.Prefix{prefix("23.239.228.0/22"), prefix("23.239.228.0/22")}, MTU: 1300})
 	if err != nil {

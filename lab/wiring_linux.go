@@ -73,6 +73,9 @@ func (w *World) wire() (ports []string, err error) {
 	}
 	for _, network := range switches {
 		ends := w.ends(network)
+		if len(ends) == 0 {
+			continue
+		}
 		if direct(ends) {
 			if err := ends[0].joinTo(ends[1], nl); err != nil {
 				return nil, fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)
@@ -152,15 +155,20 @@ func direct(ends []end) bool {
 	return len(ends) == 2 && ends[0].MTU == ends[1].MTU
 }
 
-// prepare makes the settings that later links inherit.
-func (h *Host) prepare() error {
+// settings are those of the host, which later links inherit.
+func (h *Host) settings() [][2]string {
 	wanted := append(forwarding(h.site.Forward), settings...)
 	if h.site.Name == serverName {
 		// Unlike IPv4, IPv6 does not let sockets have an address that is only
 		// within a range of the host's own.
 		wanted = append(wanted, [2]string{"net.ipv6.ip_nonlocal_bind", "1"})
 	}
-	for _, s := range wanted {
+	return wanted
+}
+
+// prepare makes the host's settings.
+func (h *Host) prepare() error {
+	for _, s := range h.settings() {
 		// A setting that this kernel does not know is not needed either.
 		if err := setSysctl(s[0], s[1]); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err

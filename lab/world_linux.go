@@ -84,6 +84,7 @@ func (w *World) build(ctx context.Context, sites []site) error {
 	// nft takes about as long as all the rest, so it runs beside it.
 	var g errgroup.Group
 	g.Go(func() error { return w.load(ctx, w.config.Firewall) })
+	g.Go(func() error { return w.loadFar(ctx) })
 	g.Go(func() error {
 		for _, h := range w.hosts {
 			if err := h.configure(w.hosts); err != nil {
@@ -115,6 +116,10 @@ func (w *World) makeNamespaces(sites []site) error {
 	w.wires = namespaces[len(sites)]
 	return err
 }
+
+// explains tells whether a packet can be followed through the rules: that takes
+// sockets in the networks of all hosts.
+func (w *World) explains() bool { return w.keeper == "" }
 
 // names are those that the lab's resolvers know: names without addresses are
 // the server's.

@@ -40,6 +40,7 @@ func labCommand() *cli.Command {
 			expectFlag(),
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
+			farFlag(),
 		}, slices.Concat(firewallFlags(), longFlags(), outputFlags())...),
 		Action:      labAction,
 		Subcommands: []*cli.Command{diffCommand(), experimentsCommand(), execCommand(), keepCommand(), viaCommand()},
@@ -110,6 +111,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	if m.Wiring, err = firewallConfig(c); err != nil {
+		return err
+	}
+	if m.Far, err = farFirewall(c); err != nil {
 		return err
 	}
 	l, err := longConfig(c)
@@ -332,7 +336,7 @@ func measureOne(ctx context.Context, f lab.Firewall, m lab.Measurement) (results
 // inWorld does something in the world that a measurement asks for.
 func inWorld(ctx context.Context, f lab.Firewall, m lab.Measurement, do func(*lab.World) error) error {
 	cfg := lab.ConfigFor(m.Scenarios)
-	cfg.Firewall, cfg.Wiring = f, m.Wiring
+	cfg.Firewall, cfg.Wiring, cfg.Far = f, m.Wiring, m.Far
 	w, err := buildWorld(ctx, cfg)
 	if err != nil {
 		return labError(err)
@@ -374,6 +378,7 @@ func execCommand() *cli.Command {
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
 			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules, or FILE+FILE"},
 			&cli.BoolFlag{Name: "bare", Usage: "no reflector"},
+			farFlag(),
 		}, firewallFlags()...),
 		Action: execAction,
 	}
@@ -391,6 +396,10 @@ func execAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	far, err := farFirewall(c)
+	if err != nil {
+		return err
+	}
 	if done, err := enterLab(c.Context); done || err != nil {
 		return err
 	}
@@ -399,14 +408,14 @@ func execAction(c *cli.Context) error {
 		return err
 	}
 	cfg := lab.ConfigFor(list)
-	cfg.Firewall, cfg.Wiring, cfg.Hosts = firewalls[0], wiring, []string{"lan2", "other"}
+	cfg.Firewall, cfg.Wiring, cfg.Far, cfg.Hosts = firewalls[0], wiring, far, []string{"lan2", "other"}
 	w, err := buildWorld(c.Context, cfg)
 	if err != nil {
 		return labError(err)
 	}
 	defer w.Close()
 	if w.Host(c.String("host")) == nil {
-		return usage("--host %s: there are host, lan2, firewall, server and other", c.String("host"))
+		return usage("--host %s: there are host, lan2, firewall, server and other, and firewall2 with --far-firewall", c.String("host"))
 	}
 	for _, note := range w.Notes() {
 		fmt.Fprintf(c.App.ErrWriter, "firewall %s: %s\n", firewalls[0].Name, note)

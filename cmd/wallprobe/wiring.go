@@ -49,3 +49,22 @@ func firewallConfig(c *cli.Context) (lab.Wiring, error) {
 	}
 	return w, nil
 }
+
+// farFlag puts the reflector behind a firewall of its own site.
+func farFlag() cli.Flag {
+	return &cli.StringFlag{Name: "far-firewall", EnvVars: []string{"WALLPROBE_FAR_FIREWALL"},
+		Usage: "`NAME|FILE` of the rules of a second firewall, in front of the reflector's site, which is its lan0"}
+}
+
+// farFirewall reads farFlag; nil is none.
+func farFirewall(c *cli.Context) (*lab.Firewall, error) {
+	name := c.String("far-firewall")
+	if name == "" {
+		return nil, nil
+	}
+	list, err := openFirewalls([]string{name})
+	if err != nil {
+		return nil, err
+	}
+	return &list[0], nil
+}

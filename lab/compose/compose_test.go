@@ -4,9 +4,11 @@ package compose
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -15,9 +17,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
-
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/report"
 )
 
@@ -54,6 +55,7 @@ func play(t *testing.T, folder string, env []string, argv ...string) ending {
 type stage struct {
 	*testing.T
 	root, folder string
+	service      string // client, if empty
 }
 
 func newStage(t *testing.T) *stage {
@@ -64,7 +66,7 @@ func newStage(t *testing.T) *stage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &stage{t, root, t.TempDir()}
+	s := &stage{T: t, root: root, folder: t.TempDir()}
 	// The containers' users are not this one.
 	for dir := s.folder; dir != filepath.Dir(dir) && dir != os.TempDir(); dir = filepath.Dir(dir) {
 		if err := os.Chmod(dir, 0o755); err != nil {
@@ -84,7 +86,7 @@ func (s *stage) compose(env []string, args ...string) ending {
 // run is what a person types.
 func (s *stage) run(firewall string, args ...string) ending {
 	s.Helper()
-	return s.compose([]string{"FIREWALL=" + firewall}, append([]string{"run", "--rm", "-T", "client"}, args...)...)
+	return s.compose([]string{"FIREWALL=" + firewall, "FIREWALL2=far.nft"}, append([]string{"run", "--rm", "-T", cmp.Or(s.service, "client")}, args...)...)
 }
 
 // rootless runs the lab of namespaces.
@@ -109,50 +111,57 @@ func (s *stage) results(e ending) []*client.Result {
 	return list
 }
 
-// said is what has to be the same in both labs, a line each: verdicts with the
-// exact ports, outcomes, and the rules that counted.
-func said(list []*client.Result) []string {
-	var out []string
-	for _, r := range list {
-		head := fmt.Sprintf("%s as %s, %s, behind %s: ", r.Scenario, r.Role, r.Family, r.Firewall.Name)
-		add := func(format string, args ...any) { out = append(out, head+fmt.Sprintf(format, args...)) }
-		add("complete %v, control %v", r.Complete, r.Control.Via)
-		for _, f := range r.Findings {
-			add("%s %s %s %s", f.Path, f.Transport, f.Ports, f.Verdict)
-			for _, p := range f.Parts {
-				add("%s %s %s %s %s", f.Path, f.Transport, p.Ports, p.Target, p.Verdict)
-			}
-		}
-		for _, o := range r.Outcomes {
-			add("%s works %v unknown %v via %s", o.ID, o.Works, o.Unknown, o.Via)
-		}
-		for _, rule := range r.Firewall.Rules {
-			add("counted by rule %d of %s: %s", rule.Index, rule.Chain, rule.Text)
-		}
-	}
-	return out
-}
-
-// both holds one lab against the other. A machine that is busy with other things
-// may make a single measurement differ, so what differs is measured once more.
-func (s *stage) both(firewalls []string, args ...string) {
+// both holds one lab against the other: no verdict on any port may differ, and
+// no outcome. A machine that is busy with other things may spoil a measurement,
+// so scenarios that differ are measured again, twice at most.
+func (s *stage) both(firewalls, names []string, flags ...string) {
 	s.Helper()
-	flags := []string{"--json", "-"}
+	// A busy machine takes its time; what is swallowed is so after 3 s as well.
+	flags = append(flags, "--timeout", "3s", "--json", "-")
 	for _, f := range firewalls {
 		flags = append(flags, "--firewall", f)
 	}
-	args = append(args, flags...)
-	diff := ""
-	for range 2 {
-		here, there := s.rootless(args...), s.run("nowhere.nft", args...)
-		a, b := said(s.results(here)), said(s.results(there))
-		if diff = cmp.Diff(a, b); diff == "" && here.status == there.status {
-			s.Logf("%d facts are the same, exit status %d", len(a), here.status)
+	var second []string // what the containers have from FIREWALL2
+	if s.service != "" {
+		second = []string{"--far-firewall", "far.nft"}
+	}
+	for range 3 {
+		args := slices.Concat(names, flags)
+		here, there := s.rootless(append(second, args...)...), s.run("nowhere.nft", args...)
+		c, err := expect.Compare(s.results(here), s.results(there), expect.Options{})
+		if err != nil || len(c.Pairs) != len(names)*len(firewalls) || len(c.OldOnly)+len(c.NewOnly) > 0 {
+			s.Fatalf("%d pairs of %d scenarios behind %d firewalls: %v", len(c.Pairs), len(names), len(firewalls), err)
+		}
+		if names = differing(c); len(names) == 0 && here.status == there.status {
+			s.Logf("%d results are the same in both labs", len(c.Pairs))
 			return
 		}
-		s.Logf("exit status %d and %d; -rootless +compose\n%s", here.status, there.status, diff)
+		var table strings.Builder
+		if err := report.Comparison(&table, c, report.Options{Details: true}); err != nil {
+			s.Fatal(err)
+		}
+		s.Logf("%v differ; exit statuses are %d and %d; old is the rootless lab, new is Compose\n%s", names, here.status, there.status, table.String())
+		if len(names) == 0 {
+			break
+		}
 	}
-	s.Errorf("the labs differ twice")
+	s.Error("the labs do not agree")
+}
+
+// differing are the scenarios of which the labs tell different things. Where only
+// a sample of a range is tried, the samples differ: that is no difference.
+func differing(c expect.Comparison) []string {
+	var out []string
+	for _, p := range c.Pairs {
+		told := func(x expect.Change) bool {
+			return x.Kind != expect.Untold || x.Old.Verdict == "" || x.New.Verdict == ""
+		}
+		if p.Paths == 0 || len(p.Outcomes)+len(p.Doubts) > 0 || slices.ContainsFunc(p.Changes, told) {
+			out = append(out, p.Scenario)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 const (
@@ -179,12 +188,22 @@ outcomes:
 	}
 }
 `
+	farRules = `table inet far {
+	chain forward {
+		type filter hook forward priority filter; policy drop;
+		ct state established,related accept
+		iifname "wan0" tcp dport 28443 accept
+		iifname "wan0" udp dport 28444-28447 accept
+	}
+}
+`
 	ownPart = `iifname "lan0" udp dport 28445-28446 counter drop` + "\n"
 )
 
 func TestComposeSaysWhatTheRootlessLabSays(t *testing.T) {
 	s := newStage(t)
-	s.both([]string{"open", "https-only", "drop-udp-remote-40001"})
+	s.both([]string{"open", "https-only", "drop-udp-remote-40001"},
+		[]string{"chrome-remote-desktop", "screenconnect", "timesensor-legal"})
 }
 
 func TestComposeSaysWhatTheRootlessLabSaysOfFilesOfOnesOwn(t *testing.T) {
@@ -193,8 +212,29 @@ func TestComposeSaysWhatTheRootlessLabSaysOfFilesOfOnesOwn(t *testing.T) {
 	s.write("own.nft", ownRules)
 	s.write("part.nft", ownPart)
 	s.write("shut.nft", "table inet own {\n\tchain forward {\n\t\ttype filter hook forward priority filter; policy drop;\n\t}\n}\n")
-	s.both([]string{"own.nft", "shut.nft", "stateful"}, "own.yaml")
-	s.both([]string{"own.nft"}, "own.yaml", "--ipv6")
+	s.write("office.nft", strings.ReplaceAll(ownRules, "lan0", "br-lan"))
+	s.both([]string{"own.nft", "office.nft", "shut.nft", "stateful"}, []string{"own.yaml"})
+	s.both([]string{"own.nft"}, []string{"own.yaml"}, "--ipv6")
+	s.both([]string{"office.nft"}, []string{"own.yaml"}, "--inside", "br-lan=192.168.7.1/24", "--outside", "ppp0=203.0.113.1/24")
+}
+
+// A port is open if both firewalls let it pass, and if only those.
+func TestTwoSitesHaveAFirewallEach(t *testing.T) {
+	s := newStage(t)
+	s.service = "two-sites"
+	s.write("own.yaml", ownScenario)
+	s.write("own.nft", ownRules)
+	s.write("part.nft", ownPart)
+	s.write("far.nft", farRules)
+	s.both([]string{"own.nft"}, []string{"own.yaml"})
+	verdicts := map[client.Verdict]string{}
+	for _, p := range s.results(s.run("own.nft", "own.yaml", "--json", "-"))[0].Findings[1].Parts {
+		verdicts[p.Verdict] = p.Ports.String()
+	}
+	want := map[client.Verdict]string{client.Open: "28444", client.RequestLost: "28445-28446,28448-28449", client.Rejected: "28447"}
+	if !maps.Equal(verdicts, want) {
+		t.Errorf("%v, want %v", verdicts, want)
+	}
 }
 
 // Containers stay between runs, so a run must not be told of the rules of the
@@ -235,6 +275,7 @@ func TestTroubleIsSaidAndEnds(t *testing.T) {
 		{"nobody", []string{"screenconnect"}, 2, `wallprobe: no firewall "nobody": neither a file nor one of`},
 		{"bad.nft", []string{"screenconnect"}, 2, "firewall bad.nft:\nbad.nft:3:8-8: Error: syntax error"},
 		{"box.nft", []string{"screenconnect"}, 2, "box.nft, line 1: tcp proxy on firewall: host firewall is kept by another process"},
+		{"stateful", []string{"diff", "--old", "open", "--new", "stateful"}, 2, "diff: needs labs of namespaces"},
 		{"stateful", []string{"nothing"}, 2, `no scenario and no file is named "nothing"`},
 		{"stateful", []string{"exec", "--host", "server", "--", "sh", "-c", "exit 42"}, 42, ""},
 		{"stateful", []string{"exec", "--host", "lan2", "--", "no-such-program"}, 2, "no-such-program"},
