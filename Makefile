@@ -16,10 +16,10 @@ endif
 
 # Programs that nobody here wrote, which the tests and the experiments hold the
 # protocols against, with their packages in Debian and Ubuntu.
-PEERS := curl openssl lftp sftp:openssh-client dig:bind9-dnsutils mariadb:mariadb-client swaks \
+PEERS := iptables-nft-restore:iptables ipset curl openssl lftp sftp:openssh-client dig:bind9-dnsutils mariadb:mariadb-client swaks \
 	chromium xmllint:libxml2-utils \
 	turnserver:coturn turnutils_uclient:coturn squid:squid-openssl /usr/lib/squid/security_file_certgen:squid-openssl \
-	promtool:prometheus systemd-analyze:systemd strace shellcheck zsh fish
+	iptables-restore:iptables promtool:prometheus systemd-analyze:systemd strace shellcheck zsh fish
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-7s %s\n' "$$name" "$$text"; done

@@ -13,7 +13,7 @@ import (
 // A Chain is a chain of the firewall; one without a hook is only jumped to.
 type Chain struct {
 	Family, Table, Name string
-	Hook                string // "forward"
+	Type, Hook          string // "filter", "nat"; "forward", "prerouting"
 	Policy              string // "accept" or "drop"; empty without a hook
 	File                string // where the policy is set, as of a Rule
 	Line                int
@@ -58,43 +58,63 @@ type asked struct {
 	flow flow
 }
 
-// questions are what to ask about a result. Rules begin and end at numbers that
+// questions are what to ask about results. Rules begin and end at numbers that
 // they name, so the ports next to these stand for all the others.
-func questions(r *client.Result, named []uint16) []question {
+func questions(results []*client.Result, named []uint16, which func(client.Verdict) bool) []question {
 	var out []question
-	for i := range r.Findings {
-		f := &r.Findings[i]
-		if f.Direction == scenarios.LAN || f.Direction == scenarios.Loop {
-			continue // no firewall stands there
-		}
-		if len(f.Parts) == 0 {
-			out = append(out, questionOf(f, f.Verdict, f.Ports, "", named, &f.DecidedBy))
-			continue
-		}
-		for j := range f.Parts {
-			p := &f.Parts[j]
-			out = append(out, questionOf(f, p.Verdict, p.Ports, p.Target, named, &p.DecidedBy))
+	for _, r := range results {
+		for i := range r.Findings {
+			out = append(out, questionsOf(&r.Findings[i], named)...)
 		}
 	}
-	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 })
+	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 || !which(q.verdict) })
 }
 
-func questionOf(f *client.Finding, v client.Verdict, ports scenarios.PortSet, target string, named []uint16, answer *[]client.Decision) question {
-	if len(f.LocalPorts) > 0 && target == "" && len(f.Parts) == 0 {
-		ports = f.LocalPorts
+// questionsOf asks about a finding or about each of its parts.
+func questionsOf(f *client.Finding, named []uint16) []question {
+	switch {
+	case f.Direction == scenarios.LAN || f.Direction == scenarios.Loop:
+		return nil // no firewall stands there
+	case len(f.Parts) == 0:
+		ports := f.Ports
+		if len(f.LocalPorts) > 0 {
+			ports = f.LocalPorts
+		}
+		return []question{questionOf(f, client.Part{Verdict: f.Verdict, Ports: ports}, named, &f.DecidedBy)}
 	}
-	q := question{verdict: v, ports: ports, answer: answer}
-	if v == client.Unmeasured || v == client.Refused || v == client.Impostor {
+	var out []question
+	for i := range f.Parts {
+		out = append(out, questionOf(f, f.Parts[i], named, &f.Parts[i].DecidedBy))
+	}
+	return out
+}
+
+func questionOf(f *client.Finding, p client.Part, named []uint16, answer *[]client.Decision) question {
+	q := question{verdict: p.Verdict, ports: p.Ports, answer: answer}
+	if p.Verdict == client.Unmeasured || p.Verdict == client.Refused || p.Verdict == client.Impostor {
 		return q
 	}
-	for _, port := range marks(ports, named) {
-		if fl, ok := flowOf(f, port, target); ok && len(q.asked) < maxFlows {
+	all := marks(p.Ports, named)
+	some := spread(all, maxFlows)
+	q.sampled = len(some) < len(all)
+	for _, port := range some {
+		if fl, ok := flowOf(f, port, p.Target); ok {
 			q.asked = append(q.asked, asked{port, fl})
-		} else if ok {
-			q.sampled = true
 		}
 	}
 	return q
+}
+
+// spread takes at most n of a list, its ends among them.
+func spread[T any](list []T, n int) []T {
+	if len(list) <= n {
+		return list
+	}
+	out := make([]T, 0, n)
+	for i := range n {
+		out = append(out, list[i*(len(list)-1)/(n-1)])
+	}
+	return out
 }
 
 // flowOf is the flow that a finding tried at a port, or at the caller's port.
@@ -160,29 +180,21 @@ func namedPorts(listing []byte) []uint16 {
 // decide answers a question from what became of its flows. Where these did not
 // fare as the client did, nothing is said.
 func (q *question) decide(fates map[flow]*fate, rules map[ruleRef]client.Rule) {
-	var all [2][]client.Decision // of the requests, of the answers
-	undecided := [2]bool{}
+	var all [kinds][]client.Decision
+	var gap [kinds]bool // nothing was decided at the port before
 	for _, a := range q.asked {
-		decided := [2]bool{}
-		for _, d := range decisions(q.verdict, fates[a.flow]) {
-			rule, ok := rules[d.rule]
-			if !ok {
-				continue
+		found := decisions(q.verdict, fates[a.flow])
+		for kind, ref := range found {
+			rule, ok := rules[ref]
+			if ok {
+				d := client.Decision{Ports: scenarios.PortSet{{First: a.port, Last: a.port}}, Back: kind == byAnswer, Rule: rule}
+				all[kind] = extend(all[kind], d, gap[kind] || q.sampled, q.ports)
 			}
-			way := 0
-			if d.back {
-				way = 1
-			}
-			decided[way] = true
-			all[way] = extend(all[way], client.Decision{Ports: scenarios.PortSet{{First: a.port, Last: a.port}}, Back: d.back, Rule: rule}, undecided[way], q.ports)
-		}
-		for way := range undecided {
-			undecided[way] = !decided[way]
+			gap[kind] = !ok
 		}
 	}
 	for _, list := range all {
-		list = q.simplify(list)
-		*q.answer = append(*q.answer, list...)
+		*q.answer = append(*q.answer, q.simplify(list)...)
 	}
 }
 
@@ -210,11 +222,10 @@ func (q *question) simplify(list []client.Decision) []client.Decision {
 		}
 		out[i].Ports = scenarios.Union(out[i].Ports, d.Ports)
 	}
-	switch {
-	case len(out) == 1 && (q.sampled || len(q.ports.Without(out[0].Ports)) == 0):
-		out[0].Ports = nil
-	case q.sampled:
-		return nil
+	for i := range out {
+		if len(q.ports.Without(out[i].Ports)) == 0 {
+			out[i].Ports = nil
+		}
 	}
 	return out
 }
@@ -223,39 +234,38 @@ func sameRule(a, b client.Rule) bool {
 	return a.Family == b.Family && a.Table == b.Table && a.Chain == b.Chain && a.Index == b.Index
 }
 
-// A decider is a rule that decided about requests or about answers.
-type decider struct {
-	rule ruleRef
-	back bool
-}
+// What a rule may decide about.
+const (
+	byRequest   = iota // whether requests go on
+	byTranslate        // where they go
+	byAnswer           // whether answers do
+	kinds
+)
 
-// decisions are the rules that explain a verdict, nothing where the flow fared
+// decisions are the rules that explain a verdict, none where the flow fared
 // otherwise.
-func decisions(v client.Verdict, f *fate) []decider {
+func decisions(v client.Verdict, f *fate) (found [kinds]ruleRef) {
+	none := ruleRef{}
 	switch {
 	case f == nil || !f.request.begun:
 	case v.Passes():
-		if f.request.dropped == (ruleRef{}) && f.reply.dropped == (ruleRef{}) {
-			return slices.DeleteFunc([]decider{{f.request.let, false}, {f.reply.let, true}},
-				func(d decider) bool { return d.rule == ruleRef{} })
+		if f.request.dropped == none && f.reply.dropped == none {
+			found = [kinds]ruleRef{byRequest: f.request.let, byTranslate: f.request.translated, byAnswer: f.reply.let}
 		}
-	case v == client.RequestLost || v == client.Rejected || v == client.Silent:
-		if f.request.dropped != (ruleRef{}) {
-			return []decider{{f.request.dropped, false}}
-		}
-		if v == client.Silent && f.reply.dropped != (ruleRef{}) {
-			return []decider{{f.reply.dropped, true}}
-		}
+	case v == client.RequestLost || v == client.Rejected && f.request.dropped != none:
+		found[byRequest] = f.request.dropped
 	case v == client.ReplyLost:
-		if f.reply.dropped != (ruleRef{}) {
-			return []decider{{f.reply.dropped, true}}
-		}
-	case v == client.Cut:
-		if f.late.dropped != (ruleRef{}) {
-			return []decider{{f.late.dropped, f.lateBack}}
-		}
+		found[byAnswer] = f.reply.dropped
+	case v == client.Silent && f.request.dropped != none:
+		found[byRequest] = f.request.dropped
+	case v == client.Silent:
+		found[byAnswer] = f.reply.dropped
+	case (v == client.Cut || v == client.Rejected) && f.lateBack:
+		found[byAnswer] = f.late.dropped
+	case v == client.Cut || v == client.Rejected:
+		found[byRequest] = f.late.dropped
 	}
-	return nil
+	return found
 }
 
 // byRef makes rules and policies findable by what a trace says of them.
@@ -275,14 +285,13 @@ func (s *ruleset) byRef() map[ruleRef]client.Rule {
 	return m
 }
 
-// hooks tells of the chains which have a hook, and which are hooked where
-// packets are forwarded.
-func (s *ruleset) hooks() (hooked, forward func(chainID) bool) {
-	hook := make(map[chainID]string)
+// hooks tells the chain of an identity, a zero one of what is not listed.
+func (s *ruleset) hooks() func(chainID) Chain {
+	m := make(map[chainID]Chain)
 	for _, c := range s.chains {
-		hook[chainID{c.Family, c.Table, c.Name}] = c.Hook
+		m[chainID{c.Family, c.Table, c.Name}] = c
 	}
-	return func(id chainID) bool { return hook[id] != "" }, func(id chainID) bool { return hook[id] == "forward" }
+	return func(id chainID) Chain { return m[id] }
 }
 
 // forClient is the rule as results have it, without figures.

@@ -40,10 +40,11 @@ func TestQuestionsFollowWhatWasTried(t *testing.T) {
 		{Path: "inward", Direction: scenarios.In, Transport: scenarios.TCP, Verdict: client.RequestLost, Ports: portSet(t, "8040"),
 			Evidence: near(client.Observation{Ports: portSet(t, "8040"), Inward: true, Local: netip.MustParseAddr("198.51.100.1")})},
 		{Path: "lan", Direction: scenarios.LAN, Transport: scenarios.TCP, Verdict: client.Open, Ports: portSet(t, "70"), Evidence: near(client.Observation{Ports: portSet(t, "70")})},
+		{Path: "not asked for", Direction: scenarios.Out, Transport: scenarios.TCP, Verdict: client.Degraded, Ports: portSet(t, "443"), Evidence: near(client.Observation{Ports: portSet(t, "443")})},
 		{Path: "unmeasured", Direction: scenarios.Out, Transport: scenarios.TCP, Verdict: client.Unmeasured, Ports: portSet(t, "443")},
 	}}
 	var got []string
-	for _, q := range questions(r, []uint16{39999, 40000, 40001}) {
+	for _, q := range questions([]*client.Result{r}, []uint16{39999, 40000, 40001}, func(v client.Verdict) bool { return v != client.Degraded }) {
 		said := []string{string(q.verdict)}
 		for _, a := range q.asked {
 			said = append(said, fmt.Sprintf("%d:%s/%s own %d inward %v", a.port, a.flow.to, a.flow.transport, a.flow.own, a.flow.inward))
@@ -71,6 +72,11 @@ func TestDecisionsAreToldAsFarAsTheyAreKnown(t *testing.T) {
 	}
 	passed := func(n, back uint64) *fate {
 		return &fate{request: course{begun: true, let: ruleRef{chain, n}}, reply: course{begun: true, let: ruleRef{chain, back}}}
+	}
+	translated := func(n, to, back uint64) *fate {
+		f := passed(n, back)
+		f.request.translated = ruleRef{chain, to}
+		return f
 	}
 	unanswered := func(n, back uint64) *fate {
 		f := passed(n, 0)
@@ -100,13 +106,14 @@ func TestDecisionsAreToldAsFarAsTheyAreKnown(t *testing.T) {
 		{"lost, and traced through", client.RequestLost, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
 		{"open, and traced to a drop", client.Open, "443", map[uint16]*fate{443: dropped(3)}, false, ""},
 		{"open", client.Open, "443", map[uint16]*fate{443: passed(1, 2)}, false, "1, answers 2"},
+		{"open, translated", client.Open, "1-2", map[uint16]*fate{1: translated(1, 4, 2), 2: translated(1, 4, 2)}, false, "1, 4, answers 2"},
 		{"answers lost", client.ReplyLost, "443", map[uint16]*fate{443: unanswered(1, 2)}, false, "answers 2"},
 		{"answers lost, requests dropped", client.ReplyLost, "443", map[uint16]*fate{443: dropped(3)}, false, ""},
 		{"cut, and nothing dropped", client.Cut, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
 		{"cut", client.Cut, "443", map[uint16]*fate{443: {request: course{begun: true}, late: course{begun: true, dropped: ruleRef{chain, 5}}, lateBack: true}}, false, "answers 5"},
 		{"altered", client.Altered, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
-		{"some of many, alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(3)}, true, "3"},
-		{"some of many, not alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(2)}, true, ""},
+		{"some of many, alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(3)}, true, "3 for 1,5"},
+		{"some of many, not alike", client.RequestLost, "1-9", map[uint16]*fate{1: dropped(3), 5: dropped(2)}, true, "3 for 1, 2 for 5"},
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			var answer []client.Decision

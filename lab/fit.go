@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"fmt"
+	"net/netip"
 	"regexp"
 	"slices"
 	"strings"
@@ -33,6 +34,9 @@ func fit(found []mention, asked Wiring) fitting {
 	if insideSet && outsideSet && (spoken(w.Inside) || spoken(w.Outside)) {
 		return fitting{notes: []string{elsewhere(strange)}}
 	}
+	if insideSet && outsideSet {
+		return fitting{why: fmt.Sprintf("there is no interface %s here; you say that %s is inside and %s outside, of which the rules do not speak", names(strange, "or"), w.Inside.Name, w.Outside.Name)}
+	}
 	g := guess(strange, asked, insideSet, outsideSet)
 	own := asked.Inside.Name == "" && spoken(w.Inside) || asked.Outside.Name == "" && spoken(w.Outside)
 	if own && !g.sure {
@@ -50,16 +54,33 @@ func fit(found []mention, asked Wiring) fitting {
 		return fitting{instead: &instead, notes: []string{fmt.Sprintf("%s is taken for the inside and %s for the outside, as the rules have them; --inside and --outside say otherwise", full.Inside.Name, full.Outside.Name)}}
 	}
 	return fitting{why: fmt.Sprintf("there is no interface %s here; in the lab %s is inside and %s outside; say which it is with %s",
-		names(strange), w.Inside.Name, w.Outside.Name, g.flags())}
+		names(strange, "or"), w.Inside.Name, w.Outside.Name, g.flags())}
 }
 
 // elsewhere tells of interfaces that the lab does not have.
 func elsewhere(strange []mention) string {
-	return fmt.Sprintf("the rules speak of %s too, which lead nowhere here", names(strange))
+	return fmt.Sprintf("the rules speak of %s too, which lead nowhere here", names(strange, "and"))
+}
+
+// foreign tells of networks that rules take packets from, where the user has not
+// said which the inside has and it is none of them.
+func foreign(networks []netip.Prefix, asked Wiring) []string {
+	in := asked.withDefaults().Inside
+	var notes []string
+	for _, own := range []struct{ asked, is netip.Prefix }{{asked.Inside.V4, in.V4}, {asked.Inside.V6, in.V6}} {
+		list := slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return p.Addr().Is4() != own.is.Addr().Is4() })
+		if own.asked.IsValid() || len(list) == 0 || slices.ContainsFunc(list, own.is.Overlaps) {
+			continue
+		}
+		p := list[0]
+		notes = append(notes, fmt.Sprintf("the rules speak of the network %s, and the inside is %s; to give it that one: --inside %s=%s",
+			p, own.is.Masked(), in.Name, netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits())))
+	}
+	return notes
 }
 
 // names lists the first few of many.
-func names(list []mention) string {
+func names(list []mention, last string) string {
 	const most = 6
 	var out []string
 	for _, m := range list {
@@ -69,7 +90,7 @@ func names(list []mention) string {
 		out = append(out[:most], fmt.Sprintf("%d more", more))
 	}
 	if n := len(out); n > 1 {
-		return strings.Join(out[:n-1], ", ") + " and " + out[n-1]
+		return strings.Join(out[:n-1], ", ") + " " + last + " " + out[n-1]
 	}
 	return out[0]
 }

@@ -70,19 +70,20 @@ func (w *World) fit(ctx context.Context, f Firewall) error {
 	if len(f.Dumps) == 0 {
 		cards = devices(f.Text)
 	}
-	found, hooks, err := readMentions(listing, cards)
+	read, err := readMentions(listing, cards)
 	if err != nil {
 		return err
 	}
-	if len(hooks) == 0 {
+	if len(read.hooks) == 0 {
 		return &MisfitError{Firewall: f.Path, Why: " no chain in it has a hook, so every packet would pass; for no firewall at all name \"open\""}
 	}
-	fits := fit(found, w.asked)
+	fits := fit(read.interfaces, w.asked)
 	if fits.why != "" || fits.instead != nil {
-		place := lineWith(f.Text, strings.TrimSuffix(found[0].name, "*"))
+		place := lineWith(f.Text, strings.TrimSuffix(read.interfaces[0].name, "*"))
 		return &MisfitError{Firewall: f.Path, Why: place + " " + fits.why, instead: fits.instead, notes: fits.notes}
 	}
 	w.note(fits.notes...)
+	w.note(foreign(read.networks, w.asked)...)
 	if len(f.Dumps) == 0 {
 		for _, pattern := range emptyIncludes(f.Text, filepath.Dir(f.Path)) {
 			w.note(fmt.Sprintf("include %q: there is no such file here, and nft goes on without", pattern))

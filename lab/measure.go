@@ -37,8 +37,9 @@ type Measurement struct {
 	Program   string                                    // the wallprobe binary; empty is the running one
 	Reflector []string                                  // further flags for the reflector
 	Client    []string                                  // further flags for the client
+	Paths     []string                                  // to measure, of those that a scenario has; nil is all
 	Read      func(io.Reader) ([]*client.Result, error) // reads the client's JSON
-	Explain   bool                                      // adds to findings which rules decided them, unless hosts are kept by others
+	Explain   func(client.Verdict) bool                 // which findings are told the rules that decided them; nil is none; needs a lab of namespaces
 	Progress  func(client.Progress)
 	Stderr    io.Writer // of reflector and client; nil keeps it for error messages
 }
@@ -150,7 +151,7 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 			lacking = append(lacking, r)
 		}
 	}
-	if len(lacking) > 0 || m.Explain && w.explains() {
+	if len(lacking) > 0 {
 		journals := t.stop()
 		var joining sync.WaitGroup
 		for _, r := range lacking {
@@ -158,10 +159,11 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		}
 		joining.Wait()
 	}
-	if m.Explain && w.explains() {
-		return results, w.Explain(ctx, results)
+	if m.Explain == nil || !w.explains() || len(questions(results, nil, m.Explain)) == 0 {
+		return results, nil
 	}
-	return results, nil
+	t.stop()
+	return results, w.Explain(ctx, results, m.Explain)
 }
 
 // lacks tells whether a far end's journal has something to add to a result.
@@ -329,6 +331,11 @@ func (t *trial) runClient(ctx context.Context, e nearEnd, out *firstByte) error 
 	}
 	if lan := t.world.Host(lan2Name); lan != nil {
 		args = append(args, "--lan", address(lan, t.m.IPv6).String())
+	}
+	for _, p := range s.Paths {
+		if slices.Contains(t.m.Paths, p.ID) {
+			args = append(args, "--path", p.ID)
+		}
 	}
 	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
 	var complaints bytes.Buffer

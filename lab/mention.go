@@ -3,6 +3,7 @@ package lab
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 )
@@ -42,16 +43,22 @@ type mentionReader struct {
 	rules    map[chainKey][]map[string]any
 	masking  map[chainKey]bool // chains of which masks knows already
 	found    []mention
+	networks []netip.Prefix
 }
 
-// readMentions finds the interfaces that rules speak of, each once, in their
-// order and without the loopback interface, and the hooks at which the rules
-// begin. list is what `nft -j list ruleset` says, which leaves out the devices that
+// A reading is what rules speak of.
+type reading struct {
+	interfaces []mention      // each once, in their order, without the loopback interface
+	networks   []netip.Prefix // private ones that packets come from, each once
+	hooks      []string       // at which rules begin
+}
+
+// readMentions finds what rules speak of. list is what `nft -j list ruleset` says, which leaves out the devices that
 // chains and flow tables are attached to where these are not there.
-func readMentions(list []byte, devices []string) (found []mention, hooks []string, err error) {
+func readMentions(list []byte, devices []string) (out reading, err error) {
 	var all namings
 	if err := json.Unmarshal(list, &all); err != nil {
-		return nil, nil, fmt.Errorf("nft list ruleset: %w", err)
+		return out, fmt.Errorf("nft list ruleset: %w", err)
 	}
 	r := &mentionReader{elements: make(map[[3]string][]any), rules: make(map[chainKey][]map[string]any), masking: make(map[chainKey]bool)}
 	for _, o := range all.Nftables {
@@ -62,7 +69,7 @@ func readMentions(list []byte, devices []string) (found []mention, hooks []strin
 			r.elements[[3]string{m.Family, m.Table, m.Name}] = m.Elem
 		}
 		if c := o.Chain; c != nil && c.Hook != "" {
-			hooks = append(hooks, c.Hook)
+			out.hooks = append(out.hooks, c.Hook)
 		}
 		if rule := o.Rule; rule != nil {
 			key := chainKey{rule.Family, rule.Table, rule.Chain}
@@ -82,7 +89,8 @@ func readMentions(list []byte, devices []string) (found []mention, hooks []strin
 	for _, name := range devices {
 		r.add(mention{name: name})
 	}
-	return r.found, hooks, nil
+	out.interfaces, out.networks = r.found, r.networks
+	return out, nil
 }
 
 // add joins a mention with the others of its name.
@@ -106,6 +114,7 @@ func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 	masks := slices.ContainsFunc(expr, func(s map[string]any) bool { return r.masks(at, s) })
 	for _, statement := range expr {
 		if m, ok := statement["match"].(map[string]any); ok {
+			r.network(at, m)
 			for _, c := range compared(m["left"]) {
 				out := strings.HasPrefix(c.key, "oif")
 				for _, name := range r.values(at, m["right"], c.place) {
@@ -131,6 +140,33 @@ func (r *mentionReader) rule(at chainKey, expr []map[string]any) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// bogons are the private networks as a whole. Rules that speak of them keep them
+// out, and are about nobody's own.
+var bogons = []netip.Prefix{
+	netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("fc00::/7"), netip.MustParsePrefix("fc00::/8"), netip.MustParsePrefix("fd00::/8"),
+}
+
+// network keeps the private networks that a match wants packets to come from.
+func (r *mentionReader) network(at chainKey, match map[string]any) {
+	left, _ := match["left"].(map[string]any)
+	payload, _ := left["payload"].(map[string]any)
+	if payload["field"] != "saddr" || match["op"] == "!=" {
+		return
+	}
+	for _, m := range r.members(at, match["right"]) {
+		outer, _ := m.(map[string]any)
+		inner, _ := outer["prefix"].(map[string]any)
+		text, _ := inner["addr"].(string)
+		bits, _ := inner["len"].(float64)
+		a, err := netip.ParseAddr(text)
+		p := netip.PrefixFrom(a, int(bits))
+		if err == nil && p.IsValid() && a.IsPrivate() && !slices.Contains(bogons, p) && !slices.Contains(r.networks, p) {
+			r.networks = append(r.networks, p)
 		}
 	}
 }

@@ -45,7 +45,9 @@ func (*World) Notes() []string { return nil }
 func (*World) trouble(bool) []string { return nil }
 
 // Explain always fails.
-func (*World) Explain(context.Context, []*client.Result) error { return errNotLinux }
+func (*World) Explain(context.Context, []*client.Result, func(client.Verdict) bool) error {
+	return errNotLinux
+}
 
 // Load always fails.
 func (*World) Load(Firewall) error { return errNotLinux }

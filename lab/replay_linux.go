@@ -17,19 +17,15 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// Explain adds to the findings of results which rules decided them. For that it
-// sends a few packets like those of each finding and follows them through the
+// Explain adds to findings of results, those with a verdict that which takes, the rules that
+// decided them. For that it sends a few packets like those of each finding and follows them through the
 // rules; counters count these as well. Reflectors and clients must have ended.
-func (w *World) Explain(ctx context.Context, results []*client.Result) error {
+func (w *World) Explain(ctx context.Context, results []*client.Result, which func(client.Verdict) bool) error {
 	set, err := w.ruleset()
 	if err != nil {
 		return err
 	}
-	named := namedPorts(set.text)
-	var all []question
-	for _, r := range results {
-		all = append(all, questions(r, named)...)
-	}
+	all := questions(results, namedPorts(set.text), which)
 	fates := make(map[flow]*fate)
 	var flows []flow
 	for _, q := range all {
@@ -75,8 +71,7 @@ func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, 
 		return err
 	}
 	defer firewall.NFT(context.WithoutCancel(ctx), nil, "delete", "table", "inet", name) // else it ends with the world
-	hooked, forward := set.hooks()
-	p := player{world: w, table: name, fates: fates, hooked: hooked, forward: forward, trace: -1}
+	p := player{world: w, table: name, fates: fates, chain: set.hooks(), trace: -1}
 	err := firewall.Do(func() error {
 		// What the firewall remembers of connections would let pass what it
 		// dropped before.
@@ -103,12 +98,11 @@ func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, 
 // A player sends the packets of a few flows at a time and listens for what the
 // firewall does with them.
 type player struct {
-	world   *World
-	table   string // whose rule begins the traces
-	fates   map[flow]*fate
-	hooked  func(chainID) bool
-	forward func(chainID) bool
-	trace   int // a netlink socket
+	world *World
+	table string // whose rule begins the traces
+	fates map[flow]*fate
+	chain func(chainID) Chain // as nft lists it
+	trace int                 // a netlink socket
 
 	ends  []*ends
 	far   map[farEnd]int     // sockets
@@ -429,7 +423,7 @@ func (p *player) take(b []byte) {
 			continue
 		}
 		if k := p.known[e.packet]; k != nil {
-			k.course.step(e, p.hooked, p.forward)
+			k.course.step(e, p.chain)
 			if k.late && k.course.dropped != (ruleRef{}) && k.fate.late.dropped == (ruleRef{}) {
 				k.fate.late, k.fate.lateBack = *k.course, k.back
 			}

@@ -48,7 +48,7 @@ type listing struct {
 }
 
 type chainJSON struct {
-	Family, Table, Name, Hook, Policy string
+	Family, Table, Name, Type, Hook, Policy string
 }
 
 type namedCounter struct {
@@ -80,7 +80,7 @@ func parseRules(list, text []byte) (*ruleset, error) {
 	out := &ruleset{text: text}
 	for _, o := range set.Nftables {
 		if c := o.Chain; c != nil {
-			out.chains = append(out.chains, Chain{Family: c.Family, Table: c.Table, Name: c.Name, Hook: c.Hook, Policy: c.Policy})
+			out.chains = append(out.chains, Chain{Family: c.Family, Table: c.Table, Name: c.Name, Type: c.Type, Hook: c.Hook, Policy: c.Policy})
 		}
 		if o.Rule == nil {
 			continue

@@ -179,29 +179,33 @@ type ruleRef struct {
 // A course is how one packet went through the rules: dropped by a rule, or let
 // through. A zero ruleRef is none.
 type course struct {
-	begun   bool
-	dropped ruleRef
-	let     ruleRef // the rule or policy that let it be forwarded
-	base    chainID // of the chain with a hook that it is in
-	chosen  bool    // let is a rule, and not the policy of a chain
+	begun      bool
+	dropped    ruleRef
+	let        ruleRef // the rule or policy that let it be forwarded
+	translated ruleRef // that gave it another destination
+	base       Chain   // the chain with a hook that it is in
+	chosen     bool    // let is a rule, and not the policy of a chain
 }
 
-// step takes an event into account. forward tells which chains are hooked where
-// packets are forwarded, hooked which have any hook. Every chain on the way must
-// accept: the one that does so by a rule says more than one that does by its
-// policy, and of several the last one.
-func (c *course) step(e traceEvent, hooked, forward func(chainID) bool) {
-	if hooked(e.chain) {
-		c.base = e.chain
+// step takes an event into account; chain tells what is listed of one. Every
+// chain that a packet comes by as it is forwarded must accept: the one that does
+// so by a rule says more than one that does by its policy, and of several the
+// last one.
+func (c *course) step(e traceEvent, chain func(chainID) Chain) {
+	if base := chain(e.chain); base.Hook != "" {
+		c.base = base
 	}
 	ref := ruleRef{e.chain, e.handle}
+	accepted := e.kind == traceRule && e.verdict == verdictAccept
 	switch {
 	case e.kind == traceRule && e.verdict&0xff == verdictDrop && e.verdict >= 0:
 		c.dropped = ref
 	case e.kind == tracePolicy && e.policy == verdictDrop:
 		c.dropped = ruleRef{chain: e.chain}
-	case !forward(c.base):
-	case e.kind == traceRule && e.verdict == verdictAccept:
+	case accepted && c.base.Type == "nat" && c.base.Hook == "prerouting":
+		c.translated = ref
+	case c.base.Hook != "forward":
+	case accepted:
 		c.let, c.chosen = ref, true
 	case e.kind == tracePolicy && !c.chosen:
 		c.let = ruleRef{chain: e.chain}

@@ -78,6 +78,9 @@ func FuzzParseTrace(f *testing.F) {
 func TestCourseNamesTheRuleThatDecided(t *testing.T) {
 	const accept, goOn, jump = verdictAccept, -1, -3
 	first, second, side, nat := chainID{"inet", "a", "first"}, chainID{"inet", "b", "second"}, chainID{"inet", "b", "side"}, chainID{"ip", "n", "post"}
+	dnat := chainID{"ip", "n", "pre"}
+	chains := map[chainID]Chain{first: {Type: "filter", Hook: "forward"}, second: {Type: "filter", Hook: "forward"},
+		nat: {Type: "nat", Hook: "postrouting"}, dnat: {Type: "nat", Hook: "prerouting"}, side: {}}
 	rule := func(c chainID, handle uint64, verdict int32) traceEvent {
 		return traceEvent{chain: c, handle: handle, kind: traceRule, verdict: verdict}
 	}
@@ -85,24 +88,26 @@ func TestCourseNamesTheRuleThatDecided(t *testing.T) {
 	for name, x := range map[string]struct {
 		events       []traceEvent
 		dropped, let ruleRef
+		translated   ruleRef
 	}{
-		"a rule drops":                    {[]traceEvent{rule(first, 1, goOn), rule(first, 2, 0)}, ruleRef{first, 2}, ruleRef{}},
-		"a policy drops":                  {[]traceEvent{rule(first, 1, goOn), policy(first, 0)}, ruleRef{chain: first}, ruleRef{}},
-		"a rule accepts, then a policy":   {[]traceEvent{rule(first, 3, accept), policy(second, 1)}, ruleRef{}, ruleRef{first, 3}},
-		"a policy accepts, then a rule":   {[]traceEvent{policy(first, 1), rule(second, 4, jump), rule(side, 5, accept)}, ruleRef{}, ruleRef{side, 5}},
-		"two rules accept":                {[]traceEvent{rule(first, 3, accept), rule(second, 4, accept)}, ruleRef{}, ruleRef{second, 4}},
-		"two policies accept":             {[]traceEvent{policy(first, 1), policy(second, 1)}, ruleRef{}, ruleRef{chain: second}},
-		"accepted, and then dropped":      {[]traceEvent{rule(first, 3, accept), rule(second, 4, 0)}, ruleRef{second, 4}, ruleRef{first, 3}},
-		"what translates is no decision":  {[]traceEvent{policy(first, 1), rule(nat, 9, accept)}, ruleRef{}, ruleRef{chain: first}},
-		"a chain without a word at last":  {[]traceEvent{rule(first, 0, goOn)}, ruleRef{}, ruleRef{}},
-		"a queue says nothing of its own": {[]traceEvent{rule(first, 6, 3)}, ruleRef{}, ruleRef{}},
+		"a rule drops":                    {[]traceEvent{rule(first, 1, goOn), rule(first, 2, 0)}, ruleRef{first, 2}, ruleRef{}, ruleRef{}},
+		"a policy drops":                  {[]traceEvent{rule(first, 1, goOn), policy(first, 0)}, ruleRef{chain: first}, ruleRef{}, ruleRef{}},
+		"a rule accepts, then a policy":   {[]traceEvent{rule(first, 3, accept), policy(second, 1)}, ruleRef{}, ruleRef{first, 3}, ruleRef{}},
+		"a policy accepts, then a rule":   {[]traceEvent{policy(first, 1), rule(second, 4, jump), rule(side, 5, accept)}, ruleRef{}, ruleRef{side, 5}, ruleRef{}},
+		"two rules accept":                {[]traceEvent{rule(first, 3, accept), rule(second, 4, accept)}, ruleRef{}, ruleRef{second, 4}, ruleRef{}},
+		"two policies accept":             {[]traceEvent{policy(first, 1), policy(second, 1)}, ruleRef{}, ruleRef{chain: second}, ruleRef{}},
+		"accepted, and then dropped":      {[]traceEvent{rule(first, 3, accept), rule(second, 4, 0)}, ruleRef{second, 4}, ruleRef{first, 3}, ruleRef{}},
+		"what translates the source":      {[]traceEvent{policy(first, 1), rule(nat, 9, accept)}, ruleRef{}, ruleRef{chain: first}, ruleRef{}},
+		"what translates the destination": {[]traceEvent{rule(dnat, 9, accept), policy(first, 1)}, ruleRef{}, ruleRef{chain: first}, ruleRef{dnat, 9}},
+		"a chain without a word at last":  {[]traceEvent{rule(first, 0, goOn)}, ruleRef{}, ruleRef{}, ruleRef{}},
+		"a queue says nothing of its own": {[]traceEvent{rule(first, 6, 3)}, ruleRef{}, ruleRef{}, ruleRef{}},
 	} {
 		c := course{begun: true}
 		for _, e := range x.events {
-			c.step(e, func(id chainID) bool { return id != side }, func(id chainID) bool { return id == first || id == second })
+			c.step(e, func(id chainID) Chain { return chains[id] })
 		}
-		if c.dropped != x.dropped || c.let != x.let {
-			t.Errorf("%s: dropped by %v, let by %v; want %v, %v", name, c.dropped, c.let, x.dropped, x.let)
+		if c.dropped != x.dropped || c.let != x.let || c.translated != x.translated {
+			t.Errorf("%s: dropped by %v, let by %v, translated by %v; want %v, %v, %v", name, c.dropped, c.let, c.translated, x.dropped, x.let, x.translated)
 		}
 	}
 }

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerWait is how long the firewall itself may take to answer a neighbour. It
+// ownAnswer is how long the firewall itself may take to answer a neighbour. It
 // is tried twice before it is said that it does not.
-const answerWait = 300 * time.Millisecond
+const ownAnswer = 300 * time.Millisecond
 
 // trouble tells what a user's rules would do to the machine that they are for,
 // which no path of a scenario shows. It is tried out, after all else: rules may
@@ -90,7 +90,7 @@ func (w *World) lockedOut(ipv6 bool) bool {
 func connects(h *Host, to string) bool {
 	for range 2 {
 		err := h.Do(func() error {
-			c, err := net.DialTimeout("tcp", to, answerWait)
+			c, err := net.DialTimeout("tcp", to, ownAnswer)
 			if err == nil {
 				c.Close()
 			}
@@ -142,7 +142,7 @@ func asks(nl *netlink.Handle, family int, ip netip.Addr) (bool, error) {
 	if _, err := c.Write([]byte("who has you")); err != nil {
 		return false, err
 	}
-	for deadline := time.Now().Add(2 * answerWait); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(2 * ownAnswer); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 		n, err := neighbour(nl, family, ip)
 		if err != nil {
 			return false, err

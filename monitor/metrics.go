@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"runtime"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -114,6 +115,9 @@ var (
 	descUnknown = desc("outcome_unknown", "1 if too little could be measured to say whether it works, else 0.", outcomeLabels...)
 	descWay     = desc("outcome_way", "By which of the documented ways it works, from 1 in the application's order; 0 is none.", outcomeLabels...)
 
+	descHolds = desc("expectation_holds", "With --expect: 1 if what a line of the file expects holds, 0 if not; not there where that could not be measured.",
+		append(slices.Clone(scenarioLabels), "file", "line", "path", "outcome", "transport")...)
+
 	descPasses   = desc("finding_passes", "1 if the application can use the path, 0 if not; not there where that could not be measured.", findingLabels...)
 	descVerdict  = desc("finding_verdict", "1, with the verdict on the path.", append(slices.Clone(findingLabels), "verdict")...)
 	descShare    = desc("finding_open_ratio", "Share of a range's ports that pass, of paths with a range.", findingLabels...)
@@ -124,7 +128,7 @@ var (
 // descs lists them all.
 var descs = []*prometheus.Desc{
 	descBuild, descInterval, descRounds, descFailed, descStarted, descTook, descWhole, descMeasured,
-	descWorks, descUnknown, descWay, descPasses, descVerdict, descShare, descAttempts, descRTT,
+	descWorks, descUnknown, descWay, descHolds, descPasses, descVerdict, descShare, descAttempts, descRTT,
 }
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -181,6 +185,25 @@ func (s series) result(r *client.Result) {
 	}
 	for i := range r.Outcomes {
 		s.outcome(r, &r.Outcomes[i])
+	}
+	s.expectations(r)
+}
+
+// expectations has one series for what a line of a file expects of a path or an
+// outcome, for which it may expect several things.
+func (s series) expectations(r *client.Result) {
+	holds := make(map[[5]string]bool)
+	for _, x := range r.Expectations {
+		labels := [5]string{x.File, strconv.Itoa(x.Line), x.Path, x.Outcome, string(x.Transport)}
+		switch before, known := holds[labels]; x.State {
+		case client.Holds:
+			holds[labels] = before || !known
+		case client.Fails:
+			holds[labels] = false
+		}
+	}
+	for labels, h := range holds {
+		s.gauge(descHolds, number(h), append([]string{r.Scenario, r.Role}, labels[:]...)...)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -44,6 +45,10 @@ func result(t testing.TB) *client.Result {
 			{ID: "sign-in", Title: "sign-in", Works: true, Via: "web", Ways: []client.Way{{Title: "web", Works: true}}},
 			{ID: "talk", Title: "conversation", Optional: true, Works: true, Via: "relay", Ways: []client.Way{{Title: "direct"}, {Title: "relay", Works: true}}},
 		},
+		Expectations: []client.Expectation{
+			{File: "office.yaml", Line: 6, Path: "O-1", Transport: "tcp", Ports: ports(t, "443"), Expected: []string{"open", "degraded"}, State: client.Holds},
+			{File: "office.yaml", Line: 9, Outcome: "talk", Title: "conversation", Expected: []string{"works"}, State: client.Holds},
+		},
 	}
 }
 
@@ -80,6 +85,10 @@ func TestChangesTellWhatIsDifferentAndNothingElse(t *testing.T) {
 			with(t, func(r *client.Result) {
 				r.Findings[0].Parts = []client.Part{{Target: "a", Ports: ports(t, "443"), Verdict: client.Open}, {Target: "b", Ports: ports(t, "443"), Verdict: client.Cut}}
 			}), []string{"O-1 443/tcp at b: open -> cut"}},
+		{"an expectation", result(t), with(t, func(r *client.Result) { r.Expectations[0].State = client.Fails }),
+			[]string{"office.yaml:6 expects O-1 443/tcp open or degraded: holds -> fails"}},
+		{"first round, an expectation", nil, with(t, func(r *client.Result) { r.Expectations[1].State = client.Untold }),
+			[]string{"office.yaml:9 expects conversation works: untold"}},
 		{"another way", result(t), with(t, func(r *client.Result) { r.Outcomes[1].Via = "direct" }), []string{"conversation: works by way 2, relay -> works by way 1, direct"}},
 		{"an outcome", result(t), with(t, func(r *client.Result) { r.Outcomes[0].Works, r.Outcomes[0].Unknown = false, true }), []string{"sign-in: works -> unknown"}},
 		{"a path that was not there", with(t, func(r *client.Result) { r.Findings = r.Findings[1:] }), result(t), []string{"O-1 443/tcp: not there -> open"}},
@@ -202,6 +211,10 @@ func TestFailuresHaveTheirReasons(t *testing.T) {
 }
 
 const wholeRound = `
+# HELP wallprobe_expectation_holds With --expect: 1 if what a line of the file expects holds, 0 if not; not there where that could not be measured.
+# TYPE wallprobe_expectation_holds gauge
+wallprobe_expectation_holds{file="office.yaml",line="6",outcome="",path="O-1",role="pc",scenario="own",transport="tcp"} 1
+wallprobe_expectation_holds{file="office.yaml",line="9",outcome="talk",path="",role="pc",scenario="own",transport=""} 1
 # HELP wallprobe_failed_rounds_total Rounds that prove nothing of some of what they should.
 # TYPE wallprobe_failed_rounds_total counter
 wallprobe_failed_rounds_total{reason="error"} 0
@@ -413,4 +426,35 @@ func TestNothingGrowsInAMonthOfRounds(t *testing.T) {
 			t.Errorf("the number of series varies: %v", series)
 		}
 	})
+}
+
+func TestALineOfExpectationsHoldsOnlyWhereAllOfItDoes(t *testing.T) {
+	for want, states := range map[float64][]client.State{
+		1: {client.Holds, client.Holds}, 0: {client.Holds, client.Fails}, -1: {client.Untold, client.Untold},
+	} {
+		for range 2 {
+			m := after(&Round{Results: []*client.Result{with(t, func(r *client.Result) {
+				r.Expectations = nil
+				for _, s := range states {
+					r.Expectations = append(r.Expectations, client.Expectation{File: "f", Line: 1, Path: "O-1", State: s})
+				}
+			})}})
+			got := -1.0
+			if testutil.CollectAndCount(m, "wallprobe_expectation_holds") == 1 {
+				all, err := m.registry().Gather()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range all {
+					if f.GetName() == "wallprobe_expectation_holds" {
+						got = f.Metric[0].Gauge.GetValue()
+					}
+				}
+			}
+			if got != want {
+				t.Errorf("%v: %v, want %v", states, got, want)
+			}
+			slices.Reverse(states)
+		}
+	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/chromedp/chromedp/kb"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -216,13 +217,14 @@ func pageOf(t testing.TB, results []*client.Result) []byte {
 // samples are pages of every kind, by name.
 func samples(t testing.TB) map[string][]*client.Result {
 	return map[string][]*client.Result{
-		"worst":   worstResult(t),
-		"sample":  {sample()},
-		"matrix":  matrixResults(),
-		"offline": {offline()},
-		"parts":   {manyParts()},
-		"hostile": {hostile(nasty)},
-		"empty":   {},
+		"worst":    worstResult(t),
+		"sample":   {sample()},
+		"expected": {expected()},
+		"matrix":   matrixResults(),
+		"offline":  {offline()},
+		"parts":    {manyParts()},
+		"hostile":  {hostile(nasty)},
+		"empty":    {},
 	}
 }
 
@@ -236,30 +238,33 @@ func TestPagesAreSoundInABrowser(t *testing.T) {
 		html := pageOf(t, results)
 		for _, v := range append(views[name], every[3])[:max(1, len(views[name]))] {
 			t.Run(name+"-"+v.String(), func(t *testing.T) {
-				tb := open(t, browser, html, v)
-				eval[bool](tb, `document.querySelectorAll("details").forEach(d => d.open = true), true`)
-				if over := eval[[]string](tb, overflowing); len(over) > 0 {
-					t.Errorf("wider than the page: %q", over)
-				}
-				if faint := eval[[]string](tb, faintTexts); len(faint) > 0 {
-					t.Errorf("too little contrast: %q", faint)
-				}
-				if n := eval[int](tb, `document.querySelectorAll("main h1").length`); n != 1 {
-					t.Errorf("%d main headings, want 1", n)
-				}
-				if ids := eval[[]string](tb, `[...document.querySelectorAll("[id]")].map(e => e.id).filter((id, i, all) => all.indexOf(id) !== i)`); len(ids) > 0 {
-					t.Errorf("ids that are there twice: %q", ids)
-				}
-				if dead := eval[[]string](tb, `[...document.querySelectorAll("a[href^='#'], use")].map(e => e.getAttribute("href").slice(1)).filter(id => !document.getElementById(id))`); len(dead) > 0 {
-					t.Errorf("links to nowhere: %q", dead)
-				}
-				tb.quiet()
-				if slices.Contains([]string{"worst", "matrix", "hostile"}, name) {
-					tb.keep(name + "-" + v.String())
-				}
+				open(t, browser, html, v).sound(name + "-" + v.String())
 			})
 		}
 	}
+}
+
+// sound holds what every page must be, and keeps a picture of it.
+func (tb *tab) sound(name string) {
+	tb.t.Helper()
+	eval[bool](tb, `document.querySelectorAll("details").forEach(d => d.open = true), true`)
+	if over := eval[[]string](tb, overflowing); len(over) > 0 {
+		tb.t.Errorf("wider than the page: %q", over)
+	}
+	if faint := eval[[]string](tb, faintTexts); len(faint) > 0 {
+		tb.t.Errorf("too little contrast: %q", faint)
+	}
+	if n := eval[int](tb, `document.querySelectorAll("main h1").length`); n != 1 {
+		tb.t.Errorf("%d main headings, want 1", n)
+	}
+	if ids := eval[[]string](tb, `[...document.querySelectorAll("[id]")].map(e => e.id).filter((id, i, all) => all.indexOf(id) !== i)`); len(ids) > 0 {
+		tb.t.Errorf("ids that are there twice: %q", ids)
+	}
+	if dead := eval[[]string](tb, `[...document.querySelectorAll("a[href^='#'], use, [aria-labelledby]")].map(e => (e.getAttribute("href") || "#" + e.getAttribute("aria-labelledby")).slice(1)).filter(id => !document.getElementById(id))`); len(dead) > 0 {
+		tb.t.Errorf("links to nowhere: %q", dead)
+	}
+	tb.quiet()
+	tb.keep(name)
 }
 
 // overflowing lists what makes a page wider than its window.
@@ -313,6 +318,19 @@ const faintTexts = `(() => {
 	if (texts < 3) out.push("only " + texts + " texts");
 	return out;
 })()`
+
+func TestThePageOfAComparisonIsSoundInABrowser(t *testing.T) {
+	browser := browse(t)
+	for name, c := range map[string]expect.Comparison{"changed": sampleComparison(), "unchanged": unchanged(), "hostile": hostileComparison(nasty)} {
+		var html bytes.Buffer
+		if err := ComparisonHTML(&html, c); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range []view{{width: 1200, theme: "light"}, {width: 360, theme: "dark"}} {
+			t.Run(name+"-"+v.String(), func(t *testing.T) { open(t, browser, html.Bytes(), v).sound("comparison-" + name + "-" + v.String()) })
+		}
+	}
+}
 
 // rowOf is the id of a finding's row.
 func rowOf(t *testing.T, r *client.Result, path string) string {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/expect"
@@ -15,7 +16,7 @@ import (
 func ComparisonMarkdown(w io.Writer, c expect.Comparison) error {
 	var out bytes.Buffer
 	st, text := verdictOf(c)
-	fmt.Fprintf(&out, "## wallprobe: %s %s\n\n%s\n\n", marks[st], text, md(strings.Join(totals(c), " ")))
+	fmt.Fprintf(&out, "## wallprobe: %s %s\n\n%s\n\n", marks[st], md(text), md(strings.Join(totals(c), " ")))
 	for _, doubt := range append(additions(c), c.Doubts()...) {
 		fmt.Fprintf(&out, "> %s.\n\n", md(doubt))
 	}
@@ -41,7 +42,7 @@ func verdictOf(c expect.Comparison) (standing, string) {
 	case c.Void():
 		return doubtful, "this comparison proves nothing"
 	case c.Fails():
-		return fails, "something required broke"
+		return fails, join(": ", "something required broke", titles(broken(c)))
 	case len(c.Doubts()) > 0:
 		return doubtful, "not everything could be told"
 	case c.Same():
@@ -52,6 +53,27 @@ func verdictOf(c expect.Comparison) (standing, string) {
 		return yields, "nothing broke, and something is open that was not"
 	}
 	return holds, "nothing broke"
+}
+
+// broken are the required outcomes that broke, or the paths where none did.
+func broken(c expect.Comparison) []string {
+	var outcomes, paths []string
+	for _, p := range c.Pairs {
+		for _, o := range p.Outcomes {
+			if o.Kind == expect.Broke && o.Required && !slices.Contains(outcomes, o.Title) {
+				outcomes = append(outcomes, o.Title)
+			}
+		}
+		for _, x := range p.Changes {
+			if x.Kind == expect.Broke && x.Required && !slices.Contains(paths, x.Path) {
+				paths = append(paths, x.Path)
+			}
+		}
+	}
+	if len(outcomes) > 0 {
+		return outcomes
+	}
+	return paths
 }
 
 // ofChange is the standing of a change.

@@ -89,6 +89,7 @@ func FuzzNoTextBreaksOut(f *testing.F) {
 	}
 	plain := []*client.Result{hostile("harmless")}
 	wantHTML, wantMarkdown, wantXML := shape(f, pageOf(f, plain)), shape(f, github(f, markdownOf(f, plain))), elements(f, junitOf(f, plain))
+	wantPage, wantComment := shape(f, comparisonPageOf(f, "harmless")), shape(f, github(f, comparisonMarkdownOf(f, "harmless")))
 	f.Fuzz(func(t *testing.T, s string) {
 		if strings.TrimSpace(flat(s)) == "" || len(s) > 400 {
 			t.Skip("a text that is not there has no row, and a long one is cut")
@@ -99,10 +100,30 @@ func FuzzNoTextBreaksOut(f *testing.F) {
 		if text := markdownOf(t, results); !bytes.Contains(text, []byte("Left out")) {
 			sameShape(t, "Markdown", wantMarkdown, shape(t, github(t, text)))
 		}
+		sameShape(t, "a comparison's page", wantPage, shape(t, comparisonPageOf(t, s)))
+		sameShape(t, "a comparison's Markdown", wantComment, shape(t, github(t, comparisonMarkdownOf(t, s))))
 		for _, doc := range [][]byte{pageOf(t, results), junitOf(t, results), markdownOf(t, results)} {
 			legible(t, doc)
 		}
 	})
+}
+
+func comparisonPageOf(t testing.TB, s string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	if err := ComparisonHTML(&out, hostileComparison(s)); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func comparisonMarkdownOf(t testing.TB, s string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	if err := ComparisonMarkdown(&out, hostileComparison(s)); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
 }
 
 func sameShape(t *testing.T, what string, want, got []string) {

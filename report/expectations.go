@@ -18,31 +18,43 @@ func Expectations(w io.Writer, r *client.Result, o Options) error {
 		return nil
 	}
 	var out bytes.Buffer
-	states := make(map[client.State]int)
+	hold := 0
 	t := &Table{Width: o.Width, Indent: 2, Columns: []Column{{}, {}, {Flex: 1}, {Max: 24}, {Flex: 1}, {}}}
 	t.Row("", "", "", "", "expected", "measured")
 	for i := range r.Expectations {
 		x := &r.Expectations[i]
-		if states[x.State]++; x.State == client.Holds && !o.Details {
-			continue
+		if x.State == client.Holds {
+			hold++
+			if !o.Details {
+				continue
+			}
 		}
 		expectation(t, x, o)
 	}
-	total := fmt.Sprintf("%s: %d hold", count(len(r.Expectations), "expectation"), states[client.Holds])
-	if n := states[client.Fails]; n > 0 {
-		total += fmt.Sprintf(", %d fail", n)
-	}
-	if n := states[client.Untold]; n > 0 {
-		total += fmt.Sprintf(", %d cannot be told", n)
-	}
-	if states[client.Holds] < len(r.Expectations) || o.Details {
+	if hold < len(r.Expectations) || o.Details {
 		out.WriteString("Expectations\n")
 		out.Write(t.render().Bytes())
 		out.WriteByte('\n')
 	}
-	out.WriteString(total + ".\n")
+	out.WriteString(ExpectationsBrief(r) + "\n")
 	_, err := out.WriteTo(w)
 	return err
+}
+
+// ExpectationsBrief says in a line what came of what was expected of a result.
+func ExpectationsBrief(r *client.Result) string {
+	states := make(map[client.State]int)
+	for _, x := range r.Expectations {
+		states[x.State]++
+	}
+	text := fmt.Sprintf("%s: %d hold", count(len(r.Expectations), "expectation"), states[client.Holds])
+	if n := states[client.Fails]; n > 0 {
+		text += fmt.Sprintf(", %d fail", n)
+	}
+	if n := states[client.Untold]; n > 0 {
+		text += fmt.Sprintf(", %d cannot be told", n)
+	}
+	return text + "."
 }
 
 // expectation lays out one expectation, a row for each verdict that missed it.
@@ -93,4 +105,32 @@ func expectedPorts(x *client.Expectation, s scenarios.PortSet) string {
 		return "own " + text
 	}
 	return text
+}
+
+// expectedWords are an expectation and what came of it, for reports that are no
+// text.
+type expectedWords struct{ state, what, wanted, measured, why, place string }
+
+func newExpected(x *client.Expectation) expectedWords {
+	e := expectedWords{
+		state: (Options{}).expectationState(x.State).text, what: join(" ", x.Path, x.Title, expectedPorts(x, x.Ports)),
+		wanted: strings.Join(x.Expected, " or "), measured: x.Measured, place: fmt.Sprintf("%s:%d", x.File, x.Line),
+	}
+	var measured, why []string
+	for _, m := range x.Misses {
+		measured = append(measured, join(" ", string(m.Verdict), expectedPorts(x, m.Ports), m.Target))
+		for _, d := range m.DecidedBy {
+			why = append(why, decision(d, m.Ports))
+		}
+		why = append(why, m.Why)
+	}
+	if len(x.Misses) == 0 {
+		why = append(why, x.Why)
+	}
+	e.measured = join("; ", append([]string{e.measured}, measured...)...)
+	e.why = strings.Join(distinct(why), "; ")
+	if e.measured == "" && x.State == client.Holds {
+		e.measured = "as expected"
+	}
+	return e
 }

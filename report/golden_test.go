@@ -3,7 +3,9 @@ package report
 import (
 	"bytes"
 	"flag"
+	"html"
 	"io"
+	"maps"
 	"os"
 	"testing"
 
@@ -43,12 +45,45 @@ var goldens = map[string]func(io.Writer) error{
 	"experiments-json":   func(w io.Writer) error { return ExperimentsJSON(w, sampleRows()) },
 }
 
+// worstGoldens are the reports of the run that has every verdict, and those of
+// comparisons; a page is without its style and script.
+func worstGoldens(t *testing.T) map[string]func(io.Writer) error {
+	worst := worstResult(t)
+	return map[string]func(io.Writer) error{
+		"worst-markdown":      func(w io.Writer) error { return Markdown(w, worst) },
+		"worst-junit":         func(w io.Writer) error { return JUnit(w, worst) },
+		"worst-html":          func(w io.Writer) error { return bare(w, pageOf(t, worst)) },
+		"expected-markdown":   func(w io.Writer) error { return Markdown(w, []*client.Result{expected()}) },
+		"expected-junit":      func(w io.Writer) error { return JUnit(w, []*client.Result{expected()}) },
+		"matrix-markdown":     func(w io.Writer) error { return Markdown(w, matrixResults()) },
+		"comparison-markdown": func(w io.Writer) error { return ComparisonMarkdown(w, sampleComparison()) },
+		"comparison-html": func(w io.Writer) error {
+			var b bytes.Buffer
+			if err := ComparisonHTML(&b, sampleComparison()); err != nil {
+				return err
+			}
+			return bare(w, b.Bytes())
+		},
+	}
+}
+
+func bare(w io.Writer, page []byte) error {
+	for _, own := range []string{pageCSS, pageJS} {
+		page = bytes.Replace(page, []byte(own), []byte("…"), 1)
+	}
+	page = bytes.Replace(page, []byte(html.EscapeString(policy())), []byte("…"), 1)
+	_, err := w.Write(page)
+	return err
+}
+
 func text(r *client.Result, o Options) func(io.Writer) error {
 	return func(w io.Writer) error { return Text(w, r, o) }
 }
 
 func TestOutputIsExactlyTheGoldenFile(t *testing.T) {
-	for name, print := range goldens {
+	all := maps.Clone(goldens)
+	maps.Copy(all, worstGoldens(t))
+	for name, print := range all {
 		t.Run(name, func(t *testing.T) {
 			var out bytes.Buffer
 			if err := print(&out); err != nil {

@@ -4,6 +4,7 @@ import (
 	"reflect"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/expect"
 )
 
 // nasty breaks out of everything that is not escaped, and has what XML cannot
@@ -24,6 +25,13 @@ func hostile(s string) *client.Result {
 		}
 	}
 	return r
+}
+
+// hostileComparison is the sample of a comparison, treated alike.
+func hostileComparison(s string) expect.Comparison {
+	c := sampleComparison()
+	poison(reflect.ValueOf(&c).Elem(), s)
+	return c
 }
 
 func poison(v reflect.Value, s string) {

@@ -116,11 +116,12 @@ type (
 		Left                 []string
 		Program              string
 	}
-	pageWord   struct{ Class, Verdict, Means string }
+	pageWord   struct{ Class, Verdict, Means, Track string }
 	pageResult struct {
 		ID, Name, Answer, Class, Summary string
 		Facts                            [][2]string
 		Notices                          []string
+		Expectations                     []pageExpected
 		Outcomes                         []pageOutcome
 		Caption                          string
 		Pictures                         []*picture
@@ -131,7 +132,8 @@ type (
 		Rules                            []pageRule
 		Rewrites                         []string
 	}
-	pageOutcome struct {
+	pageExpected struct{ Class, State, What, Wanted, Measured, Why, Place string }
+	pageOutcome  struct {
 		Class, Title, Word string
 		Rungs              []rung
 	}
@@ -144,10 +146,7 @@ type (
 		ID, Path, Title, Where, Verdict, Class, Need, Near, Far, Why string
 		Proof                                                        *pageProof
 	}
-	pageRule struct {
-		Chain, Did, Text string
-		Index            int
-	}
+	pageRule struct{ Place, Did, Text string }
 )
 
 // classOf is the colour and the sign of a verdict: what passes, what passes
@@ -206,7 +205,7 @@ func newPage(results []*client.Result, known []*scenarios.Scenario, d depth) *pa
 		p.Program = r.Program
 	}
 	p.Words = wordsOf(results)
-	p.Symbols = symbolsOf(tracksOf(p.Results))
+	p.Symbols = symbolsOf(append(tracksOf(p.Results), p.drawn()...))
 	switch len(results) {
 	case 0:
 		p.Title = "No results"
@@ -252,10 +251,19 @@ func titleOf(results []*client.Result) string {
 	if len(names) == 1 {
 		what = names[0]
 	}
-	if n := Firewalls(results); n > 1 {
-		return fmt.Sprintf("%s behind %s", what, count(n, "firewall"))
+	var firewalls []string
+	for _, r := range results {
+		if r.Firewall != nil && r.Firewall.Name != "" && !slices.Contains(firewalls, r.Firewall.Name) {
+			firewalls = append(firewalls, r.Firewall.Name)
+		}
 	}
-	return what + " " + nameOf(results[0], results)[strings.LastIndex(nameOf(results[0], results), ", ")+2:]
+	switch len(firewalls) {
+	case 0:
+		return fmt.Sprintf("%s, %s", what, count(len(results), "measurement"))
+	case 1:
+		return what + " behind " + firewalls[0]
+	}
+	return fmt.Sprintf("%s behind %s", what, count(len(firewalls), "firewall"))
 }
 
 // overall is the answer of several results.
@@ -314,12 +322,21 @@ func wordsOf(results []*client.Result) []pageWord {
 	return explained(used)
 }
 
+// drawn are the tracks beside the words.
+func (s *sheet) drawn() []string {
+	var out []string
+	for _, w := range s.Words {
+		out = append(out, w.Track)
+	}
+	return out
+}
+
 // explained says what each of the verdicts that were used means.
 func explained(used []client.Verdict) []pageWord {
 	var out []pageWord
 	for _, v := range client.Verdicts {
 		if slices.Contains(used, v) {
-			out = append(out, pageWord{classOf(v), string(v), meanings[v]})
+			out = append(out, pageWord{classOf(v), string(v), meanings[v], trackOf(v, scenarios.Out)})
 		}
 	}
 	return out
@@ -328,7 +345,12 @@ func explained(used []client.Verdict) []pageWord {
 func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.Scenario, d depth) *pageResult {
 	p := &pageResult{
 		ID: id, Name: nameOf(r, all), Answer: answer(r), Class: classes[worst(r)], Summary: strings.Join(summary(r), " "),
-		Facts: facts(r), Notices: notices(r, Options{}), Rewrites: rewrites(r),
+		Facts: facts(r), Notices: notices(r, Options{}), Rewrites: append(remarks(r), rewrites(r)...),
+	}
+	for i := range r.Expectations {
+		x := &r.Expectations[i]
+		e := newExpected(x)
+		p.Expectations = append(p.Expectations, pageExpected{classes[ofExpectation(x)], e.state, e.what, e.wanted, e.measured, e.why, e.place})
 	}
 	rows := p.addRows(r, s, d)
 	for i := range r.Outcomes {
@@ -339,7 +361,7 @@ func newResult(id string, r *client.Result, all []*client.Result, s *scenarios.S
 	if r.Firewall != nil {
 		for _, rule := range r.Firewall.Rules {
 			if did := map[string]string{"drop": "dropped", "reject": "rejected"}[rule.Verdict]; did != "" && rule.Packets > 0 {
-				p.Rules = append(p.Rules, pageRule{rule.Chain, did + " " + Group(rule.Packets), rule.Text, rule.Index})
+				p.Rules = append(p.Rules, pageRule{ruleAt(rule), did + " " + Group(rule.Packets), rule.Text})
 			}
 		}
 	}
@@ -388,11 +410,11 @@ func why(f *client.Finding) string {
 	if f.Verdict == client.Partial && len(f.Parts) > 0 {
 		return join("; ", share(f), shorten(clean(f.Sentence()), 240), f.Why)
 	}
-	return f.Why
+	return join("; ", f.Why, deciders(f.DecidedBy, f.Verdict))
 }
 
 func newOutcome(oc *client.Outcome, r *client.Result, rows []string) pageOutcome {
-	out := pageOutcome{Class: classes[ofOutcome(oc)], Title: outcomeTitle(*oc), Word: outcomeWord(oc)}
+	out := pageOutcome{Class: classes[ofOutcome(oc, r)], Title: outcomeTitle(*oc), Word: outcomeWord(oc)}
 	taken := false
 	for _, w := range oc.Ways {
 		g := rung{Title: w.Title}
@@ -456,13 +478,14 @@ type (
 func newPageMatrix(results []*client.Result, places []string) *pageMatrix {
 	m := newMatrix(results, Options{})
 	out := &pageMatrix{Columns: m.columns, Span: len(m.columns) + 1}
+	columns := columnsOf(results)
 	for _, g := range m.groups {
 		name := g.scenario + " as " + g.role
 		c, group := pageContents{Name: name}, pageGroup{Name: name}
 		ids := make(map[string]string) // by column
 		for i, r := range results {
 			if r.Scenario == g.scenario && r.Role == g.role {
-				column := columnOf(r, len(families(results)) > 1)
+				column := columns[r]
 				ids[column] = places[i]
 				if places[i] != "" {
 					c.Links = append(c.Links, pageLink{places[i], classes[worst(r)], column})

@@ -73,7 +73,8 @@ func newComparisonPage(c expect.Comparison) *comparisonPage {
 		}
 		p.Pairs = append(p.Pairs, shown)
 	}
-	p.Symbols, p.Words = symbolsOf(tracks), explained(verdicts)
+	p.Words = explained(verdicts)
+	p.Symbols = symbolsOf(append(tracks, p.drawn()...))
 	return p
 }
 

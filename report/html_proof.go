@@ -58,7 +58,7 @@ func newProof(f *client.Finding, r *client.Result, s *scenarios.Scenario, d dept
 	}
 	seen := sightings(f, r)
 	p.Seen = seen[:cut(len(seen), d.seen, "destination")]
-	lines := distinct(proofs(f))
+	lines := distinct(append(decided(f), proofs(f)...))
 	p.Lines = lines[:cut(len(lines), d.lines, "line")]
 	if f.Verdict != client.Open && d.dialogue > 0 {
 		p.Dialogue = dialogues(f, r, d.dialogue)

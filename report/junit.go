@@ -64,8 +64,9 @@ type (
 // the whole run: probes run side by side, so a case has none of its own.
 func JUnit(w io.Writer, results []*client.Result) error {
 	doc := junitSuites{}
+	columns := columnsOf(results)
 	for i, r := range results {
-		s, err := suite(r, len(families(results)) > 1)
+		s, err := suite(r, columns[r])
 		if err != nil {
 			return err
 		}
@@ -84,12 +85,11 @@ func JUnit(w io.Writer, results []*client.Result) error {
 	return err
 }
 
-func suite(r *client.Result, families bool) (junitSuite, error) {
+func suite(r *client.Result, column string) (junitSuite, error) {
 	var text strings.Builder
 	if err := Text(&text, r, Options{Width: 120, Details: true}); err != nil {
 		return junitSuite{}, err
 	}
-	column := columnOf(r, families)
 	s := junitSuite{
 		Name: clean(fmt.Sprintf("%s as %s, %s", r.Scenario, r.Role, behind(column, r))), Package: "wallprobe",
 		Timestamp: r.Started.UTC().Format("2006-01-02T15:04:05"), Hostname: "localhost", Time: fmt.Sprintf("%.3f", r.Seconds),
@@ -100,14 +100,19 @@ func suite(r *client.Result, families bool) (junitSuite, error) {
 	add := func(name string, st standing, kind string, message, text string) {
 		s.add(junitCase{Name: clean(name), Class: class, Time: "0"}, st, junitReason{clean(message), kind, junitLines(text)})
 	}
+	for i := range r.Expectations {
+		x := &r.Expectations[i]
+		e := newExpected(x)
+		add(fmt.Sprintf("expected %s: %s (%s)", e.what, e.wanted, e.place), ofExpectation(x), string(x.State), join(": ", e.what, "expected "+e.wanted+", measured "+e.measured, e.why), "")
+	}
 	for i := range r.Findings {
 		f := &r.Findings[i]
 		name := join(" ", join("/", f.Path, string(f.Transport)), f.Title)
-		add(name, ofPath(f), string(f.Verdict), join(": ", join(" ", f.Path, Where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
+		add(name, ofPath(f, r), string(f.Verdict), join(": ", join(" ", f.Path, Where(f), string(f.Verdict)), proof(f, r)), bothEnds(f, r))
 	}
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		add("outcome "+oc.ID+" "+outcomeTitle(*oc), ofOutcome(oc), outcomeWord(oc), join(": ", oc.Title, outcomeWord(oc), reason(*oc)), ladder(oc))
+		add("outcome "+oc.ID+" "+outcomeTitle(*oc), ofOutcome(oc, r), outcomeWord(oc), join(": ", oc.Title, outcomeWord(oc), reason(*oc)), ladder(oc))
 	}
 	if !r.Complete {
 		add("the run came to its end", doubtful, "incomplete", "it did not: "+r.Why, "")
@@ -200,6 +205,7 @@ func bothEnds(f *client.Finding, r *client.Result) string {
 	if len(f.Parts) > 0 {
 		lines = append(lines, "parts: "+shorten(clean(f.Sentence()), maxSentence))
 	}
+	lines = append(lines, decided(f)...)
 	return "\n" + strings.Join(lines, "\n") + "\n"
 }
 
@@ -217,12 +223,4 @@ func ladder(oc *client.Outcome) string {
 		text += fmt.Sprintf("way %d, %s: %s\n", i+1, w.Title, state)
 	}
 	return text
-}
-
-func families(results []*client.Result) map[string]bool {
-	out := make(map[string]bool)
-	for _, r := range results {
-		out[r.Family] = true
-	}
-	return out
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/client"
@@ -62,19 +63,19 @@ func headlineOf(results []*client.Result) string {
 	case bad == 0:
 		return fmt.Sprintf("✅ %s, everything required works", count(len(results), "measurement"))
 	}
-	said := []string{}
+	st, said := doubtful, []string{}
 	if of[fails] > 0 {
-		said = append(said, fmt.Sprintf("❌ something required fails in %d", of[fails]))
+		st, said = fails, append(said, fmt.Sprintf("something required fails in %d", of[fails]))
 	}
 	if of[doubtful] > 0 {
-		said = append(said, fmt.Sprintf("❔ %d undecided", of[doubtful]))
+		said = append(said, fmt.Sprintf("%d could not be decided", of[doubtful]))
 	}
-	return fmt.Sprintf("%s of %s", strings.Join(said, ", "), count(len(results), "measurement"))
+	return fmt.Sprintf("%s of %s, %s", marks[st], count(len(results), "measurement"), strings.Join(said, " and "))
 }
 
 // nameOf tells a result from the others.
 func nameOf(r *client.Result, all []*client.Result) string {
-	column := columnOf(r, len(families(all)) > 1)
+	column := columnsOf(all)[r]
 	if r.Firewall != nil && r.Firewall.Name != "" {
 		column = "behind " + column
 	}
@@ -116,10 +117,18 @@ func section(r *client.Result, name string, folded bool) string {
 // failing is a table of what fails, and one of what stops it.
 func failing(r *client.Result) string {
 	var b strings.Builder
+	expectations := mdTable{head: []string{"", "Expectation", "Expected", "Measured", "Why"}}
+	for i := range r.Expectations {
+		if s := ofExpectation(&r.Expectations[i]); s != holds {
+			e := newExpected(&r.Expectations[i])
+			expectations.row(marks[s]+" "+e.state, md(e.what), md(e.wanted), md(e.measured), md(join("; ", e.why, e.place)))
+		}
+	}
+	b.WriteString(expectations.String())
 	outcomes := mdTable{head: []string{"", "What fails", "Why"}}
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		if s := ofOutcome(oc); s != holds {
+		if s := ofOutcome(oc, r); s != holds {
 			outcomes.row(marks[s]+" "+outcomeWord(oc), md(outcomeTitle(*oc)), md(reason(*oc)))
 		}
 	}
@@ -127,7 +136,7 @@ func failing(r *client.Result) string {
 	paths := mdTable{head: []string{"Path", "Port", "Verdict", "Near end", "Far end", "Why"}}
 	for i := range r.Findings {
 		f := &r.Findings[i]
-		if s := ofPath(f); s == fails || s == doubtful || s == yields {
+		if s := ofPath(f, r); s == fails || s == doubtful || s == yields {
 			paths.row(pathCells(f, r)...)
 		}
 	}
@@ -140,7 +149,8 @@ func pathCells(f *client.Finding, r *client.Result) []string {
 	if len(f.Parts) > 0 {
 		why = join("; ", shorten(clean(f.Sentence()), 200), why)
 	}
-	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
+	why = join("; ", why, deciders(f.DecidedBy, f.Verdict))
+	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f, r)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
 }
 
 // everyPath is every outcome with its ways, and every path.
@@ -148,7 +158,7 @@ func everyPath(r *client.Result) string {
 	var b strings.Builder
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		fmt.Fprintf(&b, "- %s **%s** %s\n", marks[ofOutcome(oc)], md(outcomeTitle(*oc)), outcomeWord(oc))
+		fmt.Fprintf(&b, "- %s **%s** %s\n", marks[ofOutcome(oc, r)], md(outcomeTitle(*oc)), outcomeWord(oc))
 		for j, w := range oc.Ways {
 			state := strings.Join(w.Stopped, ", ")
 			if w.Works {
@@ -179,11 +189,15 @@ func (m *matrix) markdown(results []*client.Result) string {
 	for _, g := range m.groups {
 		t.row("**" + md(g.scenario+" as "+g.role) + "**")
 		for _, row := range g.rows {
-			cells := []string{md(outcomeTitle(row.outcome))}
+			title := md(outcomeTitle(row.outcome))
+			if len(row.outcome.Ways) > 1 {
+				title += "<br><sub>" + md(ways(row.outcome)) + "</sub>"
+			}
+			cells := []string{title}
 			for _, c := range m.columns {
 				text := cellAbsent
 				if v, ok := row.cells[c]; ok {
-					text = marks[standingOf(v.text, row.outcome.Optional)] + " " + v.text
+					text = marks[standingOf(v.text, row.outcome.Optional)] + " " + strings.Replace(v.text, cellUnknown, "unknown", 1)
 				}
 				cells = append(cells, text)
 			}
@@ -238,6 +252,9 @@ func (t *mdTable) String() string {
 // HTML, of which nobody sees anything.
 const nothing = "<!-- -->"
 
+// meaningful are colons of links and of emoji.
+var meaningful = regexp.MustCompile(`^:(//|[A-Za-z0-9_+-]+:)`)
+
 // md makes text harmless in Markdown: it becomes one line in which nothing is
 // markup, HTML, a link, a mention of a person or of an issue. Names in results
 // come from files, and reasons quote what strangers sent.
@@ -252,7 +269,7 @@ func md(s string) string {
 			b.WriteString("&gt;")
 		case r == '&':
 			b.WriteString("&amp;")
-		case r == ':' && !strings.HasPrefix(text[i+1:], " ") && i+1 < len(text), // schemes of links, emoji
+		case r == ':' && meaningful.MatchString(text[i:]),
 			strings.ContainsRune("@#!~%$^", r): // references of GitHub and GitLab
 			b.WriteString("\\" + string(r) + nothing)
 		case strings.ContainsRune("\\`*_{}[]()|+", r), i == 0 && strings.ContainsRune("-=", r), r == '.' && strings.Trim(text[:i], "0123456789") == "": // the last two begin a list or a heading

@@ -6,6 +6,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/wallprobe/wallprobe/client"
 )
@@ -78,12 +79,9 @@ func Matrix(w io.Writer, results []*client.Result, o Options) error {
 
 func newMatrix(results []*client.Result, o Options) *matrix {
 	m := &matrix{seen: make(map[string]bool)}
-	families := make(map[string]bool)
+	columns := columnsOf(results)
 	for _, r := range results {
-		families[r.Family] = true
-	}
-	for _, r := range results {
-		column := columnOf(r, len(families) > 1)
+		column := columns[r]
 		if !slices.Contains(m.columns, column) {
 			m.columns = append(m.columns, column)
 		}
@@ -105,6 +103,30 @@ func newMatrix(results []*client.Result, o Options) *matrix {
 		}
 	}
 	return m
+}
+
+// columnsOf names the firewall of each result; of those that were measured
+// twice, the time too.
+func columnsOf(results []*client.Result) map[*client.Result]string {
+	families := make(map[string]bool)
+	for _, r := range results {
+		families[r.Family] = true
+	}
+	times := make(map[[3]string]int)
+	subject := func(r *client.Result) [3]string {
+		return [3]string{r.Scenario, r.Role, columnOf(r, len(families) > 1)}
+	}
+	for _, r := range results {
+		times[subject(r)]++
+	}
+	out := make(map[*client.Result]string)
+	for _, r := range results {
+		out[r] = subject(r)[2]
+		if times[subject(r)] > 1 {
+			out[r] += r.Started.UTC().Format(", " + time.DateTime)
+		}
+	}
+	return out
 }
 
 // columnOf names the firewall of a result; one that the program did not make

@@ -24,8 +24,35 @@ const (
 // standings is their number.
 const standings = int(fails) + 1
 
+// counting is a standing in a result. Where a file says what is expected of it,
+// that counts, and what else fails is only told.
+func (s standing) counting(r *client.Result) standing {
+	switch {
+	case len(r.Expectations) == 0:
+		return s
+	case s == fails:
+		return yields
+	case s == doubtful:
+		return skipped
+	}
+	return s
+}
+
+// ofExpectation is the standing of what a file expects.
+func ofExpectation(x *client.Expectation) standing {
+	switch x.State {
+	case client.Holds:
+		return holds
+	case client.Fails:
+		return fails
+	}
+	return doubtful
+}
+
 // ofPath is the standing of a finding.
-func ofPath(f *client.Finding) standing {
+func ofPath(f *client.Finding, r *client.Result) standing { return pathAlone(f).counting(r) }
+
+func pathAlone(f *client.Finding) standing {
 	switch {
 	case f.Survives() || f.Need == scenarios.Negative && f.Verdict != client.Silent && f.Verdict != client.Unmeasured:
 		return holds
@@ -52,7 +79,9 @@ func stays(f *client.Finding, verdicts ...client.Verdict) bool {
 
 // ofOutcome is the standing of an outcome. What is unknown because nothing
 // could be measured from here is no doubt about the firewall; silence is.
-func ofOutcome(oc *client.Outcome) standing {
+func ofOutcome(oc *client.Outcome, r *client.Result) standing { return outcomeAlone(oc).counting(r) }
+
+func outcomeAlone(oc *client.Outcome) standing {
 	switch {
 	case oc.Works:
 		return holds
@@ -86,12 +115,15 @@ func answer(r *client.Result) string {
 	var of [standings][]string
 	for i := range r.Outcomes {
 		oc := &r.Outcomes[i]
-		s := ofOutcome(oc)
+		s := outcomeAlone(oc)
 		of[s] = append(of[s], oc.Title)
 	}
 	var said []string
 	if !r.Complete {
 		said = append(said, "This run did not come to its end.")
+	}
+	if text := expectedAnswer(r); text != "" {
+		said = append(said, text)
 	}
 	if len(r.Outcomes) == 0 {
 		return join(" ", append(said, pathAnswer(r))...)
@@ -119,11 +151,34 @@ func answer(r *client.Result) string {
 	return strings.Join(said, " ")
 }
 
+// expectedAnswer tells how a file's expectations fared, or nothing where there
+// are none.
+func expectedAnswer(r *client.Result) string {
+	var of [standings][]string
+	for i := range r.Expectations {
+		x := &r.Expectations[i]
+		name := x.Path
+		if x.Outcome != "" {
+			name = x.Title
+		}
+		of[ofExpectation(x)] = append(of[ofExpectation(x)], name)
+	}
+	switch {
+	case len(r.Expectations) == 0:
+		return ""
+	case len(of[fails]) > 0:
+		return fmt.Sprintf("Not as expected: %s.", titles(distinct(of[fails])))
+	case len(of[doubtful]) > 0:
+		return fmt.Sprintf("Expectations that could not be told: %s.", titles(distinct(of[doubtful])))
+	}
+	return "Everything is as expected."
+}
+
 // pathAnswer is the answer where no outcome was asked for.
 func pathAnswer(r *client.Result) string {
 	var lost []string
 	for i := range r.Findings {
-		if ofPath(&r.Findings[i]) == fails {
+		if pathAlone(&r.Findings[i]) == fails {
 			lost = append(lost, reference(&r.Findings[i], r.Findings))
 		}
 	}
@@ -149,12 +204,15 @@ func titles(list []string) string {
 // where it has none.
 func worst(r *client.Result) standing {
 	s := holds
+	for i := range r.Expectations {
+		s = max(s, ofExpectation(&r.Expectations[i]))
+	}
 	for i := range r.Outcomes {
-		s = max(s, ofOutcome(&r.Outcomes[i]))
+		s = max(s, ofOutcome(&r.Outcomes[i], r))
 	}
 	if len(r.Outcomes) == 0 {
 		for i := range r.Findings {
-			s = max(s, ofPath(&r.Findings[i]))
+			s = max(s, ofPath(&r.Findings[i], r))
 		}
 	}
 	if !r.Complete && s < doubtful {

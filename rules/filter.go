@@ -248,9 +248,13 @@ func iptablesPorts(s scenarios.PortSet) string { return strings.ReplaceAll(s.Str
 // preface says what a file is and what no rule of it is for.
 func (s Set) preface(out *bytes.Buffer, load string) {
 	out.WriteString(comment("", ""))
-	out.WriteString(comment("", "Everything else that would cross the firewall is dropped; answers come back. "+
-		"A packet filter cannot match names: they stand in comments. "+
-		"DNS is let through only where a document asks for it. "+load+"."))
+	text := "Everything else that would cross the firewall is dropped; answers come back. " +
+		"A packet filter cannot match names: they stand in comments. " +
+		"DNS is let through only where a document asks for it. "
+	if slices.ContainsFunc(s.Rules, func(r Rule) bool { return r.Inward }) {
+		text += "With address translation, each rule for what comes in needs a port forwarding as well. "
+	}
+	out.WriteString(comment("", text+load+"."))
 	var titles []string
 	for _, r := range s.reasons() {
 		if text := fmt.Sprintf("%s: %s", r.Path.Source, r.Source()); r.Path.Source != "" && !slices.Contains(titles, text) {

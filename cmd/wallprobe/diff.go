@@ -14,6 +14,7 @@ import (
 	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/report"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 func diffCommand() *cli.Command {
@@ -70,8 +71,9 @@ func diffAction(c *cli.Context) error {
 		return err
 	}
 	line := progressLine(c)
-	_, stop := watching(line, fmt.Sprintf("measuring behind %s and %s", sides[0].firewall.Name, sides[1].firewall.Name), "")
+	watch, stop := watching(line, fmt.Sprintf("measuring behind %s and %s", sides[0].firewall.Name, sides[1].firewall.Name), "")
 	defer stop()
+	d.tell = watch.show
 	comparison, err := d.run(c.Context)
 	stop()
 	line.Clear()
@@ -125,6 +127,7 @@ func sameFile(a, b string) bool {
 type diff struct {
 	sides [2]side
 	m     lab.Measurement
+	tell  func(string) // how far it is
 }
 
 // newDiff reads the flags that say what to measure.
@@ -136,63 +139,90 @@ func newDiff(c *cli.Context, sides [2]side) (*diff, error) {
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return nil, err
 	}
-	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON, Explain: true}
+	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON,
+		Explain: func(client.Verdict) bool { return true }}
 	if m.Roles, err = rolesFor(list, c.String("as"), false); err != nil {
 		return nil, err
 	}
 	if m.Wiring, err = firewallConfig(c); err != nil {
 		return nil, err
 	}
-	m.Client = pathArgs(c.StringSlice("path"))
-	return &diff{sides, m}, checkTimeout(m.Timeout)
+	m.Paths = c.StringSlice("path")
+	return &diff{sides: sides, m: m}, checkTimeout(m.Timeout)
 }
 
-func pathArgs(ids []string) (args []string) {
-	for _, id := range ids {
-		args = append(args, "--path", id)
-	}
-	return args
-}
+// maxTries is how often what would be a change is measured before it is told.
+const maxTries = 3
 
-// run measures and compares, and once more what would be a change that no
-// traced packet bears out: a busy machine loses packets of its own.
+// run measures and compares, and again what would be a change that no traced
+// packet bears out: a busy machine loses packets of its own.
 func (d *diff) run(ctx context.Context) (expect.Comparison, error) {
 	results, err := d.measure(ctx, d.m)
 	if err != nil {
 		return expect.Comparison{}, err
 	}
-	comparison, err := expect.Compare(results[0], results[1], expect.Options{})
+	for try := 1; ; try++ {
+		comparison, err := expect.Compare(results[0], results[1], expect.Options{})
+		if err != nil {
+			return comparison, &exitError{exitInconclusive, err.Error()}
+		}
+		doubtful := unproven(comparison, try)
+		if len(doubtful) == 0 || try == maxTries {
+			return comparison, nil
+		}
+		d.tell(fmt.Sprintf("measuring %s again, to be sure", strings.Join(doubtful, ", ")))
+		if err := d.again(ctx, results, doubtful); err != nil {
+			return comparison, err
+		}
+	}
+}
+
+// again measures paths once more, with more time, and puts what is found in the
+// place of what was found before.
+func (d *diff) again(ctx context.Context, results [2][]*client.Result, paths []string) (err error) {
+	m := d.m
+	m.Timeout, m.Paths = 2*m.Timeout, slices.Concat(paths, carriers(d.m.Scenarios, paths))
+	if m.Scenarios, err = confined(d.m.Scenarios, m.Paths); err != nil {
+		return err
+	}
+	more, err := d.measure(ctx, m)
 	if err != nil {
-		return comparison, &exitError{exitInconclusive, err.Error()}
-	}
-	doubtful := unproven(comparison)
-	if len(doubtful) == 0 {
-		return comparison, nil
-	}
-	again := d.m
-	again.Timeout *= 2
-	if again.Scenarios, err = confined(d.m.Scenarios, doubtful); err != nil {
-		return comparison, err
-	}
-	again.Client = pathArgs(doubtful)
-	more, err := d.measure(ctx, again)
-	if err != nil {
-		return comparison, err
+		return err
 	}
 	for i := range results {
 		for _, r := range results[i] {
-			d.replace(r, more[i])
+			d.replace(r, more[i], paths)
 		}
 	}
-	return expect.Compare(results[0], results[1], expect.Options{})
+	return nil
 }
 
-// unproven are the paths of changes that differ from what the traced packets
-// met, or of which these show nothing.
-func unproven(c expect.Comparison) (ids []string) {
+// carriers are paths over which the two ends can speak with each other: a call
+// from outside has to be asked for. There are none where no path needs that.
+func carriers(list []*scenarios.Scenario, paths []string) (ids []string) {
+	for _, s := range list {
+		called := slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool {
+			return p.Direction == scenarios.In && slices.Contains(paths, p.ID)
+		})
+		for _, p := range s.Paths {
+			if called && p.Direction == scenarios.Out && slices.Contains(p.Transport, scenarios.TCP) && p.Ports.Len() == 1 {
+				ids = append(ids, p.ID)
+			}
+		}
+	}
+	return ids
+}
+
+// unproven are the paths of changes that traced packets do not bear out: these
+// met no rule, or the change is in how many got through. What could not be told
+// twice is not tried a third time.
+func unproven(c expect.Comparison, try int) (ids []string) {
 	for _, p := range c.Pairs {
 		for _, x := range p.Changes {
-			if (!explained(x.Old) || !explained(x.New)) && !slices.Contains(ids, x.Path) {
+			decided := len(x.Old.DecidedBy) > 0 && len(x.New.DecidedBy) > 0
+			borneOut := decided && !(x.Old.Verdict.Passes() && x.New.Verdict.Passes())
+			hopeless := x.Kind == expect.Untold && try > 1
+			if !borneOut && !hopeless && !slices.Contains(ids, x.Path) {
 				ids = append(ids, x.Path)
 			}
 		}
@@ -200,18 +230,16 @@ func unproven(c expect.Comparison) (ids []string) {
 	return ids
 }
 
-// explained tells whether a rule accounts for a state.
-func explained(s expect.State) bool { return len(s.DecidedBy) > 0 }
-
-// replace puts findings that were measured again in the place of the first ones.
-func (d *diff) replace(r *client.Result, again []*client.Result) {
+// replace puts findings that were measured again in the place of the first ones,
+// unless they say less.
+func (d *diff) replace(r *client.Result, again []*client.Result, paths []string) {
 	for _, a := range again {
-		if a.Scenario != r.Scenario || a.Role != r.Role {
+		if a.Scenario != r.Scenario || a.Role != r.Role || !a.Complete {
 			continue
 		}
 		for _, f := range a.Findings {
 			at := slices.IndexFunc(r.Findings, func(o client.Finding) bool { return o.Path == f.Path && o.Transport == f.Transport })
-			if at >= 0 && a.Complete {
+			if at >= 0 && slices.Contains(paths, f.Path) && (told(f) || !told(r.Findings[at])) {
 				r.Findings[at] = f
 			}
 		}
@@ -249,4 +277,9 @@ func (s side) wrong(err error) error {
 		status = e.status
 	}
 	return &exitError{status, fmt.Sprintf("--%s: %s", s.name, strings.TrimSpace(err.Error()))}
+}
+
+// told tells whether a finding says how its path fares.
+func told(f client.Finding) bool {
+	return f.Verdict != client.Unmeasured && f.Verdict != client.Silent
 }

@@ -48,8 +48,12 @@ func givenExpectations(names []string, known []*scenarios.Scenario) (expectation
 	return out, nil
 }
 
-// judge adds to a result what came of its expectations.
+// judge adds to a result what came of its expectations, in the place of those
+// of an earlier judgement.
 func (list expectations) judge(r *client.Result) {
+	if len(list) > 0 {
+		r.Expectations = nil
+	}
 	for _, f := range list {
 		r.Expectations = append(r.Expectations, f.Check(r)...)
 	}
@@ -191,7 +195,6 @@ func checkResults(c *cli.Context, names []string, results []*client.Result) erro
 		return err
 	}
 	for _, r := range results {
-		r.Expectations = nil
 		list.judge(r)
 	}
 	if err := printExpectations(c.App.Writer, results, textOptions(c)); err != nil {

@@ -31,9 +31,12 @@ func helps(t *testing.T, pages map[string]string, path ...string) {
 	}
 }
 
-// everyCommand lists commands with those below them.
+// everyCommand lists commands that people call, with those below them.
 func everyCommand(above string, commands []*cli.Command) (out []string) {
 	for _, c := range commands {
+		if c.Hidden {
+			continue
+		}
 		name := strings.TrimSpace(above + " " + c.Name)
 		out = append(append(out, name), everyCommand(name, c.Subcommands)...)
 	}

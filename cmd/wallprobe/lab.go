@@ -99,7 +99,9 @@ func labAction(c *cli.Context) error {
 		return err
 	}
 	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
-	m.Explain = len(firewalls) == 1
+	if len(firewalls) == 1 { // a matrix has no room for it
+		m.Explain = func(v client.Verdict) bool { return !v.Passes() }
+	}
 	// Nobody knows at whose site a user's own firewall stands.
 	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
 	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
@@ -118,9 +120,7 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, id := range c.StringSlice("path") {
-		m.Client = append(m.Client, "--path", id)
-	}
+	m.Paths = c.StringSlice("path")
 	for _, name := range []string{"bytes", "idle"} {
 		if c.String(name) != "" {
 			m.Client = append(m.Client, "--"+name, c.String(name))

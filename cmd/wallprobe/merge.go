@@ -43,14 +43,15 @@ func merge(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	list, err := givenExpectations(c.StringSlice("expect"), listOf(known))
+	wanted, err := givenExpectations(c.StringSlice("expect"), listOf(known))
 	if err != nil {
 		return err
 	}
-	out, err := newOutput(c, slices.Collect(maps.Values(known)))
+	out, err := newOutput(c, listOf(known))
 	if err != nil {
 		return err
 	}
+	out.wanted = wanted
 	for _, r := range results {
 		l, err := j.For(r)
 		if err != nil {
@@ -58,14 +59,12 @@ func merge(c *cli.Context) error {
 		}
 		r.Attach(client.WhereFar, l)
 		client.Conclude(r, known[r.Scenario])
-		r.Expectations = nil
-		list.judge(r)
 		out.add(r)
 	}
 	if err := out.finish(); err != nil {
 		return err
 	}
-	return list.status(results, verdictStatus)
+	return out.wanted.status(results, verdictStatus)
 }
 
 func readJournal(name string) (*client.Journal, error) {

@@ -111,6 +111,9 @@ func (w *watcher) print(r *monitor.Round) error {
 			continue
 		}
 		line("%s as %s: %s", res.Scenario, res.Role, report.Brief(res))
+		if len(res.Expectations) > 0 {
+			line("  %s", report.ExpectationsBrief(res))
+		}
 		for _, change := range monitor.Changes(w.before[res.Scenario], res) {
 			line("  %s", change)
 		}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -23,6 +24,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/wallprobe/wallprobe/lab"
+	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/report"
 )
 
@@ -70,11 +72,23 @@ func TestScripts(t *testing.T) {
 		Dir:                 filepath.Join("..", "..", "testdata", "script"),
 		Setup:               setUp,
 		RequireExplicitExec: true,
+		Condition:           condition,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"exits": exits, "start": start, "end": end, "until": until,
 			"world": world, "mute": mute, "free": free, "findings": findings, "get": get,
 		},
 	})
+}
+
+// condition is [program:NAME], which holds where a program is installed, and
+// where nothing may be skipped.
+func condition(name string) (bool, error) {
+	program, ok := strings.CutPrefix(name, "program:")
+	if !ok {
+		return false, fmt.Errorf("there is no condition %q", name)
+	}
+	_, err := steer.Program(program)
+	return err == nil || os.Getenv(forceLab) == "1", nil
 }
 
 // What a script's commands keep in testscript.Env.Values.

@@ -7,8 +7,8 @@
 #
 # What stands after -- goes to wallprobe lab diff as it is. --old FILE compares
 # with that file instead of with git's. --out FOLDER takes the reports (default:
-# wallprobe-report): NAME.txt, .json and .xml (JUnit) for each rules file, and
-# summary.md. Where GITHUB_STEP_SUMMARY and GITHUB_OUTPUT are set, as in GitHub
+# wallprobe-report): NAME.txt, .json, .xml (JUnit), .md and .html for each rules
+# file, and summary.md. Where GITHUB_STEP_SUMMARY and GITHUB_OUTPUT are set, as in GitHub
 # Actions, the summary and "changed" and "broke" go there.
 #
 # Exit status, the highest of all files: 0 nothing that counts, 1 something that
@@ -72,18 +72,22 @@ for file in "${rules[@]}"; do
 		continue
 	fi
 	one=0
-	rm -f "$name".{txt,json,xml}
+	rm -f "$name".{txt,json,xml,md,html}
 	"$here/../../scripts/lab-exec" "$wallprobe" lab diff --old "$earlier" --new "$file" \
-		--json "$name.json" --junit "$name.xml" "$@" >"$name.txt" 2>&1 || one=$?
+		--json "$name.json" --junit "$name.xml" --markdown "$name.md" --html "$name.html" "$@" >"$name.txt" 2>&1 || one=$?
 	# The old file is called as git calls it: 1a2b3c4d5e:firewall/edge.nft.
 	for written in "$name".*; do
 		[[ -z $before ]] || sed -i "s|$before/|${commit:0:10}:|g" "$written"
 	done
 	cat "$name.txt"
 	{
-		echo "### Firewall rules: \`$file\`"
-		echo
-		sed 's/^/    /' "$name.txt"
+		if [[ -s $name.md ]]; then
+			cat "$name.md"
+		else
+			echo "## wallprobe: \`$file\` could not be compared"
+			echo
+			sed 's/^/    /' "$name.txt"
+		fi
 		echo
 	} >>"$out/summary.md"
 	if [[ -s $name.json ]]; then
