@@ -82,20 +82,21 @@ func TestChangesAreToldToTheExactPort(t *testing.T) {
 		old, new string
 		want     []string
 	}{
-		"the same":             {"A tcp 80 req: open", "A tcp 80 req: open", nil},
-		"a path":               {"A tcp 80 req: open", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected (required)"}},
-		"a boundary moved":     {"A udp 1-9 req: open 1-5, request-lost 6-9", "A udp 1-9 req: open 1-4, request-lost 5-9", []string{"broke A udp 5: open -> request-lost (required)"}},
-		"a hole":               {"A udp 1-9 req: open", "A udp 1-9 req: open 1-3, request-lost 4-5, open 6-9", []string{"broke A udp 4-5: open -> request-lost (required)"}},
-		"two at once":          {"A udp 1-9 opt: open 1-5, rejected 6-9", "A udp 1-9 opt: open 3-7, rejected 1-2, rejected 8-9", []string{"broke A udp 1-2: open -> rejected", "opened A udp 6-7: rejected -> open"}},
-		"reset, not silence":   {"A tcp 80 req: request-lost", "A tcp 80 req: rejected", []string{"different A tcp 80: request-lost -> rejected (required)"}},
-		"closed as it must be": {"A tcp 23 neg: open", "A tcp 23 neg: rejected", []string{"better A tcp 23: open -> rejected"}},
-		"opened unasked":       {"A tcp 23 neg: rejected", "A tcp 23 neg: open", []string{"opened A tcp 23: rejected -> open"}},
-		"silence now":          {"A tcp 80 req: open", "A tcp 80 req: silent", []string{"untold A tcp 80: open -> silent (required)"}},
-		"silence before":       {"A tcp 80 req: unmeasured", "A tcp 80 req: rejected", []string{"untold A tcp 80: unmeasured -> rejected (required)"}},
-		"never told":           {"A tcp 80 req: unmeasured", "A tcp 80 req: silent", nil},
-		"one of two targets":   {"A tcp 80 req: open@x 80, rejected@y 80", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected at x (required)"}},
-		"both targets":         {"A tcp 80 req: open@x 80, open@y 80", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected (required)"}},
-		"another target":       {"A tcp 80 opt: open@x 80, open@y 80", "A tcp 80 opt: open@x 80, open@z 80", []string{"untold A tcp 80: open ->  at y", "untold A tcp 80:  -> open at z"}},
+		"the same":               {"A tcp 80 req: open", "A tcp 80 req: open", nil},
+		"a path":                 {"A tcp 80 req: open", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected (required)"}},
+		"a boundary moved":       {"A udp 1-9 req: open 1-5, request-lost 6-9", "A udp 1-9 req: open 1-4, request-lost 5-9", []string{"broke A udp 5: open -> request-lost (required)"}},
+		"a hole":                 {"A udp 1-9 req: open", "A udp 1-9 req: open 1-3, request-lost 4-5, open 6-9", []string{"broke A udp 4-5: open -> request-lost (required)"}},
+		"two at once":            {"A udp 1-9 opt: open 1-5, rejected 6-9", "A udp 1-9 opt: open 3-7, rejected 1-2, rejected 8-9", []string{"broke A udp 1-2: open -> rejected", "opened A udp 6-7: rejected -> open"}},
+		"reset, not silence":     {"A tcp 80 req: request-lost", "A tcp 80 req: rejected", []string{"different A tcp 80: request-lost -> rejected (required)"}},
+		"closed as it must be":   {"A tcp 23 neg: open", "A tcp 23 neg: rejected", []string{"better A tcp 23: open -> rejected"}},
+		"opened unasked":         {"A tcp 23 neg: rejected", "A tcp 23 neg: open", []string{"opened A tcp 23: rejected -> open"}},
+		"silence now":            {"A tcp 80 req: open", "A tcp 80 req: silent", []string{"untold A tcp 80: open -> silent (required)"}},
+		"silence before":         {"A tcp 80 req: unmeasured", "A tcp 80 req: rejected", []string{"untold A tcp 80: unmeasured -> rejected (required)"}},
+		"never told":             {"A tcp 80 req: unmeasured", "A tcp 80 req: silent", nil},
+		"one of two targets":     {"A tcp 80 req: open@x 80, rejected@y 80", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected at x (required)"}},
+		"both targets":           {"A tcp 80 req: open@x 80, open@y 80", "A tcp 80 req: rejected", []string{"broke A tcp 80: open -> rejected (required)"}},
+		"ports of one time only": {"A udp 1-9 opt: open 1-5", "A udp 1-9 opt: open 3-9", []string{"untold A udp 1-2: open -> ", "untold A udp 6-9:  -> open"}},
+		"another target":         {"A tcp 80 opt: open@x 80, open@y 80", "A tcp 80 opt: open@x 80, open@z 80", []string{"untold A tcp 80: open ->  at y", "untold A tcp 80:  -> open at z"}},
 	} {
 		c, err := Compare([]*client.Result{result(row.old)}, []*client.Result{result(row.new)}, Options{})
 		if diff := cmp.Diff(row.want, told(c)); err != nil || diff != "" {
@@ -251,6 +252,10 @@ func TestDoubtfulPairsSayWhy(t *testing.T) {
 		c, err := Compare([]*client.Result{result("A tcp 80 req: open")}, []*client.Result{new}, Options{})
 		if diff := cmp.Diff([]string{row.want}, c.Doubts()); err != nil || diff != "" {
 			t.Errorf("%s: %v (-want +got):\n%s", name, err, diff)
+		}
+		any, err := Compare([]*client.Result{result("A tcp 80 req: open")}, []*client.Result{new}, Options{AnyReflector: true})
+		if waived := name == "another reflector"; err != nil || waived == (len(any.Doubts()) > 0) {
+			t.Errorf("%s, any reflector: %v, %v", name, any.Doubts(), err)
 		}
 	}
 }

@@ -202,17 +202,20 @@ func TestInvalidFilesGetExactMessages(t *testing.T) {
 
 func TestFilesThatDoNotFitTheScenarioGetExactMessages(t *testing.T) {
 	s := own(t)
+	s.Version = 2
+	second := func(lines ...string) string { return strings.Replace(file(lines...), "version: 1", "version: 2", 1) }
 	for text, want := range map[string]string{
-		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "scenario: own", "scenario: owm", 1): `x.yaml:3:13: scenario "owm" is not measured here; did you mean "own"?`,
-		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "version: 1", "version: 3", 1):       `x.yaml:4:12: this was written for version 3 of scenario own, which is at version 1: look through it with wallprobe scenario show own.yaml, then write 1 here`,
-		strings.Replace(file("  paths: [{path: O-1, verdicts: [open]}]"), "role: app", "role: nobody", 1):      `x.yaml:5:9: scenario own has no near end "nobody"; known are app`,
-		file("  paths: [{path: O-1, verdicts: [open]}, {path: P-1, verdicts: [open]}]"):                        `x.yaml:6:49: scenario own has no path "P-1"; did you mean "O-1"?`,
-		file("  paths: [{path: O-6, verdicts: [open]}]"):                                                       `x.yaml:6:18: path O-6 of scenario own is not measured from role app`,
-		file("  paths: [{path: O-5, verdicts: [open]}]"):                                                       `x.yaml:6:11: path O-5 can never be measured, so that nothing can be expected of it: it is nothing`,
-		file("  paths: [{path: O-1, transport: udp, verdicts: [open]}]"):                                       `x.yaml:6:34: path O-1 is not over udp`,
-		file("  paths: [{path: O-2, ports: 40005-40011, verdicts: [open]}]"):                                   `x.yaml:6:30: path O-2 does not have 40011; it has 40000-40010`,
-		file("  outcomes: [{outcome: calls, works: true}]"):                                                    `x.yaml:6:24: role app of scenario own has no outcome "calls"; did you mean "call"?`,
-		file("  outcomes: [{outcome: call, works: true, way: 3}]"):                                             `x.yaml:6:48: outcome call has no way 3; it has 2`,
+		strings.Replace(second("  paths: [{path: O-1, verdicts: [open]}]"), "scenario: own", "scenario: owm", 1): `x.yaml:3:13: scenario "owm" is not measured here; did you mean "own"?`,
+		file("  paths: [{path: O-1, verdicts: [open]}]"):                                                         `x.yaml:4:12: this was written for version 1 of scenario own, which is at version 2: look through it with wallprobe scenario show own.yaml, then write 2 here`,
+		strings.Replace(second("  paths: [{path: O-1, verdicts: [open]}]"), "version: 2", "version: 3", 1):       `x.yaml:4:12: this was written for version 3 of scenario own, which is at version 2: look through it with wallprobe scenario show own.yaml, then write 2 here`,
+		strings.Replace(second("  paths: [{path: O-1, verdicts: [open]}]"), "role: app", "role: nobody", 1):      `x.yaml:5:9: scenario own has no near end "nobody"; known are app`,
+		second("  paths: [{path: O-1, verdicts: [open]}, {path: P-1, verdicts: [open]}]"):                        `x.yaml:6:49: scenario own has no path "P-1"; did you mean "O-1"?`,
+		second("  paths: [{path: O-6, verdicts: [open]}]"):                                                       `x.yaml:6:18: path O-6 of scenario own is not measured from role app`,
+		second("  paths: [{path: O-5, verdicts: [open]}]"):                                                       `x.yaml:6:11: path O-5 can never be measured, so that nothing can be expected of it: it is nothing`,
+		second("  paths: [{path: O-1, transport: udp, verdicts: [open]}]"):                                       `x.yaml:6:34: path O-1 is not over udp`,
+		second("  paths: [{path: O-2, ports: 40005-40011, verdicts: [open]}]"):                                   `x.yaml:6:30: path O-2 does not have 40011; it has 40000-40010`,
+		second("  outcomes: [{outcome: calls, works: true}]"):                                                    `x.yaml:6:24: role app of scenario own has no outcome "calls"; did you mean "call"?`,
+		second("  outcomes: [{outcome: call, works: true, way: 3}]"):                                             `x.yaml:6:48: outcome call has no way 3; it has 2`,
 	} {
 		err := parse(t, text).Fit([]*scenarios.Scenario{s})
 		if _, told := errors.AsType[scenarios.Errors](err); !told || err.Error() != want {

@@ -55,6 +55,7 @@ func TestLANTrafficDoesNotCrossTheFirewall(t *testing.T) {
 	want := []Rule{{
 		Family: "inet", Table: "firewall", Chain: "forward", Handle: rules[0].Handle, Index: 1,
 		Text: `counter comment "all that passes"`, Comment: "all that passes", Counted: true,
+		File: "open.nft", Line: 10,
 	}}
 	if diff := cmp.Diff(want, rules); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

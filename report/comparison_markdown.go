@@ -116,7 +116,7 @@ func pairMarkdown(p expect.Pair) string {
 		for _, text := range reasons(c) {
 			why = append(why, md(text))
 		}
-		t.row(marks[ofChange(c.Kind, c.Required)]+" "+string(c.Kind), "**"+md(c.Path)+"** "+md(c.Title+aside(c)), md(changedPorts(c, Options{})), state(c.Old), state(c.New), strings.Join(why, "<br>"))
+		t.row(marks[ofChange(c.Kind, c.Required)]+" "+string(c.Kind), "**"+md(c.Path)+"** "+md(c.Title+aside(c)), md(changedPorts(c, Options{})), md(state(c.Old)), md(state(c.New)), strings.Join(why, "<br>"))
 	}
 	b.WriteString(told.String())
 	if len(untold.rows) > 0 {

@@ -44,21 +44,6 @@ func shape(t testing.TB, doc []byte) []string {
 	}
 }
 
-// textsOf are all texts in a document, as a reader gets them.
-func textsOf(t testing.TB, doc []byte) string {
-	t.Helper()
-	var b strings.Builder
-	z := nethtml.NewTokenizer(bytes.NewReader(doc))
-	for {
-		switch z.Next() {
-		case nethtml.ErrorToken:
-			return b.String()
-		case nethtml.TextToken:
-			b.Write(z.Text())
-		}
-	}
-}
-
 // github renders Markdown with everything that GitHub's and GitLab's dialects
 // have, HTML included, which both would filter.
 func github(t testing.TB, markdown []byte) []byte {
@@ -169,6 +154,13 @@ func legible(t *testing.T, doc []byte) {
 	}
 }
 
+func TestWordsOfClosedListsAreEscapedToo(t *testing.T) {
+	plain, odd := []*client.Result{strange("harmless")}, []*client.Result{strange("<img src=x>|`*\"'</td>")}
+	sameShape(t, "HTML", shape(t, pageOf(t, plain)), shape(t, pageOf(t, odd)))
+	sameShape(t, "Markdown", shape(t, github(t, markdownOf(t, plain))), shape(t, github(t, markdownOf(t, odd))))
+	sameShape(t, "JUnit", elements(t, junitOf(t, plain)), elements(t, junitOf(t, odd)))
+}
+
 func TestMarkdownShowsTextsAsTheyAre(t *testing.T) {
 	for _, s := range []string{"a|b", "*a* _b_ `c`", "<b>x</b> & y", `back\slash`, "[x](https://evil.example)", "@team #12 !3 ~a %b $c", ":tada:", "1. x", "www.evil.example"} {
 		var table mdTable
@@ -233,10 +225,13 @@ func TestMarkdownKeepsToTheSizeOfAComment(t *testing.T) {
 
 func TestPagesStaySmallAndSayWhatIsLeftOut(t *testing.T) {
 	var many []*client.Result
-	for range 12 {
+	for range 10 {
 		many = append(many, matrixResults()...)
 	}
-	small, large := pageOf(t, worstResult(t)), pageOf(t, many)
+	small, medium, large := pageOf(t, worstResult(t)), pageOf(t, many[:48]), pageOf(t, many)
+	if !bytes.Contains(medium, []byte("So that the page stays small")) || len(medium) > MaxPage || bytes.Count(medium, []byte(" data-result>")) != 48 {
+		t.Errorf("a page of 48 results: %d bytes, want all of them in at most %d, and evidence left out", len(medium), MaxPage)
+	}
 	if bytes.Contains(small, []byte("So that the page stays small")) {
 		t.Error("a small page leaves something out")
 	}

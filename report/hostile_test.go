@@ -5,6 +5,7 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/expect"
+	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 // nasty breaks out of everything that is not escaped, and has what XML cannot
@@ -22,6 +23,20 @@ func hostile(s string) *client.Result {
 			for k := range r.Outcomes[i].Ways[j].Stopped {
 				r.Outcomes[i].Ways[j].Stopped[k] = "NONE " + s
 			}
+		}
+	}
+	return r
+}
+
+// strange is a sample in which the words of closed lists are s too, as nobody
+// writes them but somebody who made the file by hand.
+func strange(s string) *client.Result {
+	r := sample()
+	for i := range r.Findings {
+		f := &r.Findings[i]
+		f.Verdict, f.Transport, f.Need, f.Direction, f.Pick = client.Verdict(s), scenarios.Transport(s), scenarios.Need(s), scenarios.Direction(s), scenarios.Pick(s)
+		for j := range f.Parts {
+			f.Parts[j].Verdict = client.Verdict(s)
 		}
 	}
 	return r

@@ -96,8 +96,12 @@ func caption(r *client.Result) string {
 	return strings.Join(said, "; ") + ". The upper line of a path is the request, the lower one the answer; dots are where nothing came."
 }
 
-// trackOf names the drawing of a verdict in a direction.
+// trackOf names the drawing of a verdict in a direction. Of what is no verdict
+// nothing is known.
 func trackOf(v client.Verdict, d scenarios.Direction) string {
+	if !slices.Contains(client.Verdicts, v) {
+		v = client.Unmeasured
+	}
 	if d == scenarios.In {
 		return "t-" + string(v) + "-in"
 	}

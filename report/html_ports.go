@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
@@ -89,14 +90,16 @@ func stripsOf(r *client.Result) []strip {
 
 // stretches puts findings on the line of ports.
 func stretches(list []*client.Finding, all []client.Finding) []stretch {
-	var verdicts [1 << 16]client.Verdict
-	var differs [1 << 16]bool
+	const mixed = math.MaxUint8
+	var at [1 << 16]uint8 // of each port: 0 nothing, else 1 and the place of its verdict, or mixed
 	lay := func(ports scenarios.PortSet, v client.Verdict) {
+		place := uint8(1 + slices.Index(client.Verdicts, v))
 		for port := range ports.All {
-			if old := verdicts[port]; old != "" && old != v {
-				differs[port] = true
+			if old := at[port]; old != 0 && old != place {
+				at[port] = mixed
+				continue
 			}
-			verdicts[port] = v
+			at[port] = place
 		}
 	}
 	for _, f := range list {
@@ -113,15 +116,17 @@ func stretches(list []*client.Finding, all []client.Finding) []stretch {
 	}
 	var out []stretch
 	for port := 1; port < 1<<16; port++ {
-		v, d := verdicts[port], differs[port]
-		if v == "" {
-			continue
+		switch place := at[port]; {
+		case place == 0:
+		case place == at[port-1]:
+			out[len(out)-1].Last++
+		default:
+			run := stretch{PortRange: scenarios.PortRange{First: uint16(port), Last: uint16(port)}, differs: place == mixed}
+			if !run.differs {
+				run.verdict = client.Verdicts[place-1]
+			}
+			out = append(out, run)
 		}
-		if n := len(out); n > 0 && int(out[n-1].Last) == port-1 && out[n-1].differs == d && (d || out[n-1].verdict == v) {
-			out[n-1].Last++
-			continue
-		}
-		out = append(out, stretch{PortRange: scenarios.PortRange{First: uint16(port), Last: uint16(port)}, verdict: v, differs: d})
 	}
 	for i := range out {
 		out[i].paths = touching(list, all, out[i].PortRange)

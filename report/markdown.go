@@ -150,7 +150,7 @@ func pathCells(f *client.Finding, r *client.Result) []string {
 		why = join("; ", shorten(clean(f.Sentence()), 200), why)
 	}
 	why = join("; ", why, deciders(f.DecidedBy, f.Verdict))
-	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f, r)] + " " + string(f.Verdict), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
+	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f, r)] + " " + md(string(f.Verdict)), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
 }
 
 // everyPath is every outcome with its ways, and every path.

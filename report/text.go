@@ -2,7 +2,8 @@
 // read: pure functions, without a network and without a clock.
 //
 // Text, Matrix and Experiments print for a terminal, JSON and ReadJSON are the
-// lasting form. Whatever comes from a file or from the network is made
+// lasting form, JUnit, Markdown and HTML are for continuous integration, pull
+// requests and people. Whatever comes from a file or from the network is made
 // harmless before it reaches a terminal.
 package report
 

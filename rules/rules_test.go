@@ -117,6 +117,19 @@ var levels = []string{
 	"{id: P-6, " + out + ", transport: [tcp], ports: 6, need: neg}",
 }
 
+// Where the first way of an outcome lacks more than another one, that one is let
+// through.
+func TestOutcomesGetTheWayThatLacksTheFewest(t *testing.T) {
+	n := paths(t, levels...)
+	s := *n.Scenario
+	s.Outcomes = []scenarios.Outcome{{ID: "any", Title: "anything", Roles: []string{"app"}, Ways: []scenarios.Way{
+		{Title: "first", Paths: []string{"P-1", "P-2"}}, {Title: "second", Paths: []string{"P-4"}}, {Title: "third", Paths: []string{"P-5"}}}}}
+	set := For([]Near{{&s, "app"}}, Required)
+	if diff := cmp.Diff([]string{"out tcp 4: P-4"}, short(set)); diff != "" || set.Rules[0].Reasons[0].For != "anything" {
+		t.Errorf("for %q:\n%s", set.Rules[0].Reasons[0].For, diff)
+	}
+}
+
 // builtin are all near ends of the built-in scenarios.
 func builtin(t *testing.T) []Near {
 	t.Helper()

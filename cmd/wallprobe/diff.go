@@ -80,6 +80,9 @@ func diffAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
+	for _, note := range d.notes {
+		fmt.Fprintln(c.App.ErrWriter, note)
+	}
 	if err := writeComparison(c, compared{comparison, on}, files); err != nil {
 		return err
 	}
@@ -128,6 +131,7 @@ type diff struct {
 	sides [2]side
 	m     lab.Measurement
 	tell  func(string) // how far it is
+	notes []string     // what is to be known of one of them and not of the other
 }
 
 // newDiff reads the flags that say what to measure.
@@ -161,6 +165,7 @@ func (d *diff) run(ctx context.Context) (expect.Comparison, error) {
 	if err != nil {
 		return expect.Comparison{}, err
 	}
+	d.notes = notesApart(d.sides, results)
 	for try := 1; ; try++ {
 		comparison, err := expect.Compare(results[0], results[1], expect.Options{})
 		if err != nil {

@@ -1,8 +1,12 @@
 package main
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/urfave/cli/v2"
 
+	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
 )
 
@@ -67,4 +71,30 @@ func farFirewall(c *cli.Context) (*lab.Firewall, error) {
 		return nil, err
 	}
 	return &list[0], nil
+}
+
+// notesApart tells what is to be known of one of two firewalls and not of the other:
+// that the new one lets nobody in any more, say.
+func notesApart(sides [2]side, results [2][]*client.Result) (notes []string) {
+	var of [2][]string
+	for i := range sides {
+		for _, r := range results[i] {
+			if r.Firewall == nil {
+				continue
+			}
+			for _, n := range r.Firewall.Notes {
+				if !slices.Contains(of[i], n) {
+					of[i] = append(of[i], n)
+				}
+			}
+		}
+	}
+	for i, s := range sides {
+		for _, n := range of[i] {
+			if !slices.Contains(of[1-i], n) {
+				notes = append(notes, fmt.Sprintf("%s firewall %s: %s", s.name, s.firewall.Name, n))
+			}
+		}
+	}
+	return notes
 }
