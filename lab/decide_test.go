@@ -105,6 +105,7 @@ func TestDecisionsAreToldAsFarAsTheyAreKnown(t *testing.T) {
 		{"nothing traced", client.RequestLost, "443", map[uint16]*fate{443: {}}, false, ""},
 		{"lost, and traced through", client.RequestLost, "443", map[uint16]*fate{443: passed(1, 2)}, false, ""},
 		{"open, and traced to a drop", client.Open, "443", map[uint16]*fate{443: dropped(3)}, false, ""},
+		{"open, and its answers traced to a drop", client.Open, "443", map[uint16]*fate{443: unanswered(1, 2)}, false, ""},
 		{"open", client.Open, "443", map[uint16]*fate{443: passed(1, 2)}, false, "1, answers 2"},
 		{"open, translated", client.Open, "1-2", map[uint16]*fate{1: translated(1, 4, 2), 2: translated(1, 4, 2)}, false, "1, 4, answers 2"},
 		{"answers lost", client.ReplyLost, "443", map[uint16]*fate{443: unanswered(1, 2)}, false, "answers 2"},
