@@ -85,13 +85,17 @@ func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, pr
 		t.Proxy = http.ProxyURL(proxy)
 	}
 	return &farEnd{where: where, addr: addr, key: key, session: id, began: time.Now(), offline: true,
-		keys: wire.Derive(key, id, wire.Nonce{}), http: &http.Client{Transport: t}}
+		keys: wire.Derive(key, id, wire.Nonce{}), http: &http.Client{Transport: t, CheckRedirect: stay}}
 }
+
+// stay follows no redirect: whoever sends one, a captive portal, is not the reflector.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 func (f *farEnd) close() { f.http.CloseIdleConnections() }
 
 // connect tries ports one after the other, each a little later than the one
-// before, until one carries control. It keeps what each port said.
+// before, until one carries control. It keeps what each port said. One port that
+// refuses may be somebody else's; two are believed.
 func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.Duration, program string) (contact, error) {
 	type answer struct {
 		i     int
@@ -117,15 +121,21 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 		})
 	}
 	said := make([]error, len(ports))
+	var refusals []*wire.ControlError
 	for range ports {
 		a := <-answers
 		said[a.i] = a.err
 		if refusal, ok := errors.AsType[*wire.ControlError](a.err); ok {
-			return contact{}, refusal
+			if refusals = append(refusals, refusal); len(refusals) == 2 {
+				break
+			}
 		}
 		if a.err == nil {
 			return contact{hello: &a.hello, rtt: a.rtt, base: f.url(ports[a.i]), via: fmt.Sprintf("%d/tcp", ports[a.i].port)}, nil
 		}
+	}
+	if len(refusals) > 0 {
+		return contact{}, refusals[0]
 	}
 	var c contact
 	for i, p := range ports {
