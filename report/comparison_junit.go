@@ -1,7 +1,6 @@
 package report
 
 import (
-	"encoding/xml"
 	"fmt"
 	"io"
 	"strings"
@@ -16,21 +15,10 @@ import (
 // nobody would see it; what makes the comparison prove nothing is an error.
 func ComparisonJUnit(w io.Writer, c expect.Comparison, on ...expect.FailOn) error {
 	doc := junitSuites{}
-	for i, p := range c.Pairs {
-		s := comparisonSuite(p, on)
-		s.ID = i
-		doc.Suites = append(doc.Suites, s)
+	for _, p := range c.Pairs {
+		doc.add(comparisonSuite(p, on))
 	}
-	if _, err := io.WriteString(w, xml.Header); err != nil {
-		return err
-	}
-	e := xml.NewEncoder(w)
-	e.Indent("", "  ")
-	if err := e.Encode(doc); err != nil {
-		return err
-	}
-	_, err := io.WriteString(w, "\n")
-	return err
+	return doc.write(w)
 }
 
 func comparisonSuite(p expect.Pair, on []expect.FailOn) junitSuite {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/expect"
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 func comparisonJUnit(t testing.TB, c expect.Comparison, on ...expect.FailOn) []byte {
@@ -21,7 +22,7 @@ func comparisonJUnit(t testing.TB, c expect.Comparison, on ...expect.FailOn) []b
 }
 
 func TestComparisonsAreJUnitByTheCommonSchema(t *testing.T) {
-	xmllint := needProgram(t, "xmllint")
+	xmllint := need.Program(t, "xmllint")
 	for name, c := range map[string]expect.Comparison{"changes": sampleComparison(), "none": unchanged(), "nothing": {}} {
 		if err := validate(t, xmllint, comparisonJUnit(t, c)); err != nil {
 			t.Errorf("%s: %v", name, err)

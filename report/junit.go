@@ -65,20 +65,29 @@ type (
 func JUnit(w io.Writer, results []*client.Result) error {
 	doc := junitSuites{}
 	columns := columnsOf(results)
-	for i, r := range results {
+	for _, r := range results {
 		s, err := suite(r, columns[r])
 		if err != nil {
 			return err
 		}
-		s.ID = i
-		doc.Suites = append(doc.Suites, s)
+		doc.add(s)
 	}
+	return doc.write(w)
+}
+
+// add numbers a suite and takes it.
+func (d *junitSuites) add(s junitSuite) {
+	s.ID = len(d.Suites)
+	d.Suites = append(d.Suites, s)
+}
+
+func (d *junitSuites) write(w io.Writer) error {
 	if _, err := io.WriteString(w, xml.Header); err != nil {
 		return err
 	}
 	e := xml.NewEncoder(w)
 	e.Indent("", "  ")
-	if err := e.Encode(doc); err != nil {
+	if err := e.Encode(d); err != nil {
 		return err
 	}
 	_, err := io.WriteString(w, "\n")

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 func junitOf(t testing.TB, results []*client.Result) []byte {
@@ -42,7 +43,7 @@ type invalid struct{ said string }
 func (e *invalid) Error() string { return e.said }
 
 func TestJUnitIsValidByTheCommonSchema(t *testing.T) {
-	xmllint := needProgram(t, "xmllint")
+	xmllint := need.Program(t, "xmllint")
 	for name, results := range samples(t) {
 		if err := validate(t, xmllint, junitOf(t, results)); err != nil {
 			t.Errorf("%s: %v", name, err)

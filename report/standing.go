@@ -99,7 +99,7 @@ func silentWay(w client.Way) bool {
 	return slices.ContainsFunc(w.Stopped, func(s string) bool { return strings.HasSuffix(s, " "+string(client.Silent)) })
 }
 
-// word is an outcome's state in a word.
+// outcomeWord is an outcome's state in a word.
 func outcomeWord(oc *client.Outcome) string {
 	switch {
 	case oc.Works:
