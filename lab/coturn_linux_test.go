@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -27,7 +28,7 @@ func coturnClient(t *testing.T, w *lab.World, args ...string) string {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	var out bytes.Buffer
-	cmd := w.Host("host").Command(ctx, needProgram(t, args[0]), args[1:]...)
+	cmd := w.Host("host").Command(ctx, need.Program(t, args[0]), args[1:]...)
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := w.Host("host").Run(cmd); err != nil {
 		fmt.Fprintln(&out, err)
@@ -37,8 +38,8 @@ func coturnClient(t *testing.T, w *lab.World, args ...string) string {
 
 func TestCoturnsClientsAreServed(t *testing.T) {
 	lab.NeedLab(t)
-	needProgram(t, "turnutils_uclient")
-	needProgram(t, "turnutils_stunclient")
+	need.Program(t, "turnutils_uclient")
+	need.Program(t, "turnutils_stunclient")
 	s, err := scenarios.Load("../testdata/truth/turn.yaml")
 	if err != nil {
 		t.Fatal(err)
@@ -98,7 +99,7 @@ func turnserver(t *testing.T, w *lab.World, host string) netip.Addr {
 	}
 	at, _ := w.Host(host).Addrs()
 	var out bytes.Buffer
-	cmd := w.Host(host).Command(context.Background(), needProgram(t, "turnserver"), "-n", "--no-cli", "-L", at.String(), "-E", at.String(),
+	cmd := w.Host(host).Command(context.Background(), need.Program(t, "turnserver"), "-n", "--no-cli", "-L", at.String(), "-E", at.String(),
 		"--user", "somebody:secret", "--realm", "elsewhere", "--lt-cred-mech", "--log-file", "stdout", "--pidfile", filepath.Join(dir, "pid"),
 		"--cert", filepath.Join(dir, "cert.pem"), "--pkey", filepath.Join(dir, "key.pem"), "--userdb", filepath.Join(dir, "db"), "--no-dtls")
 	cmd.Stdout, cmd.Stderr, cmd.Dir = &out, &out, dir
@@ -174,7 +175,7 @@ func peerOn(t *testing.T, w *lab.World, host string) netip.AddrPort {
 
 func TestOurClientUsesCoturnsServer(t *testing.T) {
 	lab.NeedLab(t)
-	needProgram(t, "turnserver")
+	need.Program(t, "turnserver")
 	w := lab.Stand(t, lab.Config{Hosts: []string{"other"}})
 	at, peer := turnserver(t, w, "other"), peerOn(t, w, "server")
 	for _, transport := range []string{"udp", "tcp", "tls"} {

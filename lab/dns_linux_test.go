@@ -10,6 +10,7 @@ import (
 	"github.com/miekg/dns"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
@@ -97,7 +98,7 @@ func digs() []dug {
 
 func TestDigIsAnsweredThroughTheFirewall(t *testing.T) {
 	lab.NeedLab(t)
-	needProgram(t, "dig")
+	need.Program(t, "dig")
 	w, key := standWith(t, "dns")
 	keys := wire.Derive(key, wire.SessionID{1}, wire.Nonce{})
 	v4, v6 := w.Host("server").Addrs()

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
@@ -295,7 +296,7 @@ func (b *fileBench) theirs(s fileScene, family string) {
 func (b *fileBench) needPrograms(names ...string) {
 	b.Helper()
 	for _, name := range names {
-		needProgram(b.T, name)
+		need.Program(b.T, name)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 )
@@ -163,7 +164,7 @@ func TestWhatHelpersDoToFTPIsNamedByMode(t *testing.T) {
 // curl goes on with PASV, so it is tried over IPv6, which has none.
 func TestRealClientMeetsWhatHelpersDoToFTP(t *testing.T) {
 	lab.NeedLab(t)
-	needProgram(t, "curl")
+	need.Program(t, "curl")
 	program := programFor(t)
 	flags := map[string][]string{pasv: {"--disable-epsv"}, epsv: nil, port: {"--ftp-port", "-", "--disable-eprt"}, eprt: {"--ftp-port", "-"}}
 	for _, f := range ftpFaults() {

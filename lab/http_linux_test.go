@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
@@ -206,8 +207,8 @@ func (p *peerScene) curl(version, url string) {
 
 func TestProgramsOfOthersSpeakHTTPWithTheReflector(t *testing.T) {
 	lab.NeedLab(t)
-	needProgram(t, "curl")
-	needProgram(t, "openssl")
+	need.Program(t, "curl")
+	need.Program(t, "openssl")
 	p := standPeers(t)
 	web, secure := fmt.Sprintf("http://%s/", p.at), fmt.Sprintf("https://%s/", p.at)
 	for _, version := range []string{"--http1.0", "--http1.1", "--http2-prior-knowledge"} {

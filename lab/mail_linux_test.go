@@ -15,6 +15,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/protocol"
@@ -269,7 +270,7 @@ func TestMailProgramsInUseSpeakWithTheReflector(t *testing.T) {
 }
 
 func (c mailClient) run(t *testing.T, w *lab.World, fill *strings.Replacer) {
-	needProgram(t, c.command[0])
+	need.Program(t, c.command[0])
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	var args []string

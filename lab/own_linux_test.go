@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 // ownRules writes a user's rules and opens them.
@@ -35,10 +37,7 @@ func needPackage(t testing.TB, pkg, path string) {
 	if _, err := os.Stat(path); err == nil {
 		return
 	}
-	if os.Getenv(forceLab) == "1" {
-		t.Fatalf("there is no %s: apt-get install %s", path, pkg)
-	}
-	t.Skipf("there is no %s: apt-get install %s", path, pkg)
+	need.Missing(t, fmt.Sprintf("there is no %s: apt-get install %s", path, pkg))
 }
 
 const examples = "/usr/share/doc/nftables/examples"

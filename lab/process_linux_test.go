@@ -16,6 +16,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 // helperMark makes the test program a lab that waits to be killed.
@@ -186,7 +188,7 @@ func TestOrdinaryUserHasTheSameLab(t *testing.T) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/proc/self/exe", "-test.v", "-test.count=1", "-test.run",
 		"^(TestHostsReachEachOther|TestEachFirewall|TestProgramsFindNames|TestServerOwns|TestNothingSurvives|TestNoWayOut|TestEverythingDies)")
-	cmd.Env = append(os.Environ(), forceLab+"=1")
+	cmd.Env = append(os.Environ(), need.Force)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 	out, err := cmd.CombinedOutput()
 	if err != nil || strings.Count(string(out), "\n--- PASS") != 7 {

@@ -2,9 +2,7 @@ package lab_test
 
 import (
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 
@@ -12,21 +10,6 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
-
-// needProgram finds a program that nobody here wrote.
-func needProgram(t testing.TB, names ...string) string {
-	t.Helper()
-	for _, name := range names {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("WALLPROBE_FORCE_LAB") != "" {
-		t.Fatalf("%s is not installed", strings.Join(names, " or "))
-	}
-	t.Skipf("%s is not installed", strings.Join(names, " or "))
-	return ""
-}
 
 // startReflector runs a reflector on the server until stop or the end of the
 // test, and gives its key.

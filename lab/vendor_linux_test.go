@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/lab/middlebox"
 	"github.com/wallprobe/wallprobe/wire"
@@ -195,7 +196,7 @@ func offlineToken(key wire.Key, probe uint32) string {
 
 func TestMariaDBsOwnClientLogsIn(t *testing.T) {
 	lab.NeedLab(t)
-	mariadb := needProgram(t, "mariadb", "mysql")
+	mariadb := need.Program(t, "mariadb", "mysql")
 	w, key := standWith(t, "vendor")
 	server, _ := w.Host("server").Addrs()
 	for _, c := range []struct {

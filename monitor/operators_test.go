@@ -16,6 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 var (
@@ -26,13 +27,7 @@ var (
 // promtool runs Prometheus' own checker.
 func promtool(t testing.TB, stdin string, args ...string) {
 	t.Helper()
-	path, err := exec.LookPath("promtool")
-	if err != nil {
-		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	path := need.Program(t, "promtool")
 	cmd := exec.CommandContext(t.Context(), path, args...)
 	cmd.Stdin, cmd.WaitDelay = strings.NewReader(stdin), time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {

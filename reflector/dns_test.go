@@ -4,7 +4,6 @@ import (
 	"encoding/base32"
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -12,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/miekg/dns"
 
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
@@ -118,12 +118,7 @@ func TestUnprovenDNSIsNeverAnsweredWithMoreBytes(t *testing.T) {
 // dig is a client that nobody here wrote: it is answered with the known address
 // where its query holds a token, over UDP when it pays by padding, else over TCP.
 func TestDigGetsTheAnswerToAToken(t *testing.T) {
-	if _, err := exec.LookPath("dig"); err != nil {
-		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Program(t, "dig")
 	for n, c := range []struct {
 		args []string
 		want []string

@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -24,23 +23,9 @@ import (
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/expect"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
-
-// needProgram finds a program that nobody here wrote.
-func needProgram(t testing.TB, names ...string) string {
-	t.Helper()
-	for _, name := range names {
-		if path, err := exec.LookPath(name); err == nil {
-			return path
-		}
-	}
-	if os.Getenv("WALLPROBE_FORCE_LAB") != "" {
-		t.Fatalf("%s is not installed", strings.Join(names, " or "))
-	}
-	t.Skipf("%s is not installed", strings.Join(names, " or "))
-	return ""
-}
 
 // patience is longer than anything takes that works.
 const patience = 5 * time.Minute
@@ -49,7 +34,7 @@ const patience = 5 * time.Minute
 func browse(t *testing.T) context.Context {
 	t.Helper()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(needProgram(t, "chromium", "chromium-browser", "google-chrome")), chromedp.UserDataDir(t.TempDir()),
+		chromedp.ExecPath(need.Program(t, "chromium", "chromium-browser", "google-chrome")), chromedp.UserDataDir(t.TempDir()),
 		chromedp.Flag("disable-dev-shm-usage", true))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // which it refuses to root

@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"go.yaml.in/yaml/v3"
+
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 // root is the folder of the module.
@@ -65,7 +67,7 @@ func shellcheck(t testing.TB, where, script string) {
 }
 
 func TestEveryScriptIsSound(t *testing.T) {
-	need(t, "shellcheck")
+	need.Programs(t, "shellcheck")
 	files := []string{filepath.Join("cmd", "wallprobe", "completion", "bash")}
 	for _, pattern := range []string{"scripts/*", "contrib/*/*.sh", ".ci/*"} {
 		list, err := filepath.Glob(filepath.Join(root, pattern))
@@ -208,7 +210,7 @@ func TestActionNamesOnlyWhatThereIs(t *testing.T) {
 // branch that changes one line; it is checked out there.
 func repository(t *testing.T, change func(rules string) string) (dir, base string) {
 	t.Helper()
-	need(t, "git", "nft")
+	need.Programs(t, "git", "nft")
 	dir = t.TempDir()
 	git := func(args ...string) string {
 		t.Helper()
@@ -331,7 +333,7 @@ func adding(inputs map[string]string, more ...string) map[string]string {
 
 func TestActionTellsWhatOneChangedLineBreaks(t *testing.T) {
 	if enterErr != nil {
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	dir, base := repository(t, func(s string) string { return strings.Replace(s, "udp dport $media", "udp dport 28444", 1) })
 	r := runStep(t, dir, adding(given, "base", base))
@@ -353,7 +355,7 @@ func TestActionTellsWhatOneChangedLineBreaks(t *testing.T) {
 
 func TestActionIsContentWithAChangeOfNoEffect(t *testing.T) {
 	if enterErr != nil {
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	dir, base := repository(t, func(s string) string { return strings.Replace(s, "policy drop;", "policy drop; # nothing else", 1) })
 	runStep(t, dir, adding(given, "base", base, "fail-on", "change")).wants(t, 0, "changed=false\nbroke=false\nreports=wallprobe-report\n")
@@ -361,7 +363,7 @@ func TestActionIsContentWithAChangeOfNoEffect(t *testing.T) {
 
 func TestActionSaysWhatIsWrong(t *testing.T) {
 	if enterErr != nil {
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	dir, base := repository(t, func(s string) string { return strings.Replace(s, "accept", "acept", 1) })
 	r := runStep(t, dir, adding(given, "base", base))
@@ -383,7 +385,7 @@ func TestActionSaysWhatIsWrong(t *testing.T) {
 
 func TestActionSkipsRulesThatAreNew(t *testing.T) {
 	if enterErr != nil {
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	dir, base := repository(t, func(s string) string { return s })
 	if err := os.WriteFile(filepath.Join(dir, "firewall", "second.nft"), []byte(edgeRules), 0o644); err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/urfave/cli/v2"
 
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -114,12 +115,7 @@ func TestEveryFlagWithKnownValuesExists(t *testing.T) {
 // shell runs a script in a real shell, with the program in PATH.
 func shell(t *testing.T, script string, command ...string) string {
 	t.Helper()
-	if _, err := exec.LookPath(command[0]); err != nil {
-		if os.Getenv(forceLab) == "1" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.Program(t, command[0])
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, command[0], append(command[1:], "-c", script)...)

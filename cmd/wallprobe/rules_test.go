@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/wallprobe/wallprobe/client"
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/rules"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -68,10 +69,7 @@ func needLab(t *testing.T) {
 	if enterErr == nil {
 		return
 	}
-	if os.Getenv(forceLab) == "1" {
-		t.Fatal(enterErr)
-	}
-	t.Skip(enterErr)
+	need.Missing(t, enterErr)
 }
 
 func nearsOf(t *testing.T) []rules.Near {
@@ -122,12 +120,7 @@ func TestScenariosSurviveTheirOwnRules(t *testing.T) {
 func TestScenarioSurvivesItsRulesForIPTables(t *testing.T) {
 	needLab(t)
 	for _, program := range []string{"iptables-restore", "ip6tables-restore"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv(forceLab) == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
+		need.Program(t, program)
 	}
 	s, err := scenarios.Load("timesensor-legal")
 	if err != nil {

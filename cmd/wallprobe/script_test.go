@@ -23,13 +23,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/vishvananda/netlink"
 
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/lab"
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/report"
 )
-
-// forceLab, when set to 1, forbids tests to skip.
-const forceLab = "WALLPROBE_FORCE_LAB"
 
 // programs are what scripts can run besides the tools of the system.
 var programs = map[string]func(){"wallprobe": main, "within": within}
@@ -63,10 +61,7 @@ func bringUpLoopback() error {
 
 func TestScripts(t *testing.T) {
 	if enterErr != nil {
-		if os.Getenv(forceLab) == "1" {
-			t.Fatal(enterErr)
-		}
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	testscript.Run(t, testscript.Params{
 		Dir:                 filepath.Join("..", "..", "testdata", "script"),
@@ -88,7 +83,7 @@ func condition(name string) (bool, error) {
 		return false, fmt.Errorf("there is no condition %q", name)
 	}
 	_, err := steer.Program(program)
-	return err == nil || os.Getenv(forceLab) == "1", nil
+	return err == nil || need.Forced(), nil
 }
 
 // What a script's commands keep in testscript.Env.Values.

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/wallprobe/wallprobe/internal/need"
 )
 
 var unitFolder = filepath.Join("..", "..", "contrib", "systemd")
@@ -25,19 +27,6 @@ var unitFolder = filepath.Join("..", "..", "contrib", "systemd")
 var units = []struct{ file, as, exposure string }{
 	{"wallprobe-reflector.service", "wallprobe-reflector.service", "22"},
 	{"wallprobe-watch@.service", "wallprobe-watch@chrome-remote-desktop.service", "15"},
-}
-
-// need finds programs that nobody here wrote.
-func need(t testing.TB, names ...string) {
-	t.Helper()
-	for _, name := range names {
-		if _, err := exec.LookPath(name); err != nil {
-			if os.Getenv(forceLab) == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
 }
 
 // command runs a program of the system, in its own folder.
@@ -52,7 +41,7 @@ func command(t testing.TB, dir, name string, args ...string) (string, error) {
 }
 
 func TestUnitsAreSoundAndHardened(t *testing.T) {
-	need(t, "systemd-analyze")
+	need.Programs(t, "systemd-analyze")
 	files, err := filepath.Glob(filepath.Join(unitFolder, "*.service"))
 	if err != nil || len(files) != len(units) {
 		t.Fatalf("%v: %v, but %d are tested", err, files, len(units))
@@ -154,7 +143,7 @@ func manyUsers(t testing.TB) bool {
 // another user, and strace to watch it from aside (-D), so that signals reach it.
 func asService(t testing.TB, file, dir string, args ...string) *service {
 	t.Helper()
-	need(t, "setpriv", "prlimit", "strace")
+	need.Programs(t, "setpriv", "prlimit", "strace")
 	caps := "-all"
 	for _, c := range strings.Fields(strings.Join(settings(t, file, "CapabilityBoundingSet"), " ")) {
 		caps += ",+" + strings.TrimPrefix(strings.ToLower(c), "cap_")
@@ -199,7 +188,7 @@ func (s *service) made(t testing.TB) (calls []string) {
 		if b, _ = os.ReadFile(s.calls); bytes.HasSuffix(b, []byte(" total\n")) {
 			break
 		}
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(10 * time.Millisecond) // strace writes it after the service has ended
 	}
 	for _, m := range summary.FindAllStringSubmatch(string(b), -1) {
 		if m[1] != "total" {
@@ -268,12 +257,9 @@ func (s *service) stop(t testing.TB, lines *bufio.Scanner) (said string) {
 
 func TestServicesWorkWithinTheLimitsOfTheirUnits(t *testing.T) {
 	if enterErr != nil {
-		if os.Getenv(forceLab) == "1" {
-			t.Fatal(enterErr)
-		}
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
-	need(t, "systemd-analyze", "nft")
+	need.Programs(t, "systemd-analyze", "nft")
 	far, near := commonFolder(t), commonFolder(t)
 	own, err := os.ReadFile(filepath.Join("..", "..", "testdata", "script", "own.yaml"))
 	if err != nil {

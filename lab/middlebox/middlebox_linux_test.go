@@ -14,8 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/wallprobe/wallprobe/lab"
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/internal/need"
+	"github.com/wallprobe/wallprobe/lab"
 )
 
 var enterErr error
@@ -42,10 +44,7 @@ type scene struct {
 func newScene(t *testing.T) *scene {
 	t.Helper()
 	if enterErr != nil {
-		if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-			t.Fatal(enterErr)
-		}
-		t.Skip(enterErr)
+		need.Missing(t, enterErr)
 	}
 	firewall, err := lab.OpenFirewall("stateful")
 	if err != nil {

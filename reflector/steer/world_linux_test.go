@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/wallprobe/wallprobe/internal/need"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -33,10 +34,7 @@ const userAndNet = syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET
 // skip skips a test for lack of privilege, unless the lab is forced.
 func skip(t testing.TB, format string, args ...any) {
 	t.Helper()
-	if os.Getenv("WALLPROBE_FORCE_LAB") == "1" {
-		t.Fatalf(format, args...)
-	}
-	t.Skipf(format, args...)
+	need.Missing(t, fmt.Sprintf(format, args...))
 }
 
 // isolated runs the calling test once more in new namespaces and reports
