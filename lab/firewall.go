@@ -81,6 +81,9 @@ func OpenFirewall(nameOrFile string) (Firewall, error) {
 		}
 		return Firewall{}, fmt.Errorf("no firewall %q: neither a file nor one of %s%s", nameOrFile, strings.Join(FirewallNames(), ", "), hint)
 	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return Firewall{}, fmt.Errorf("firewall: %w; wallprobe lab --help lists the built-in ones", err)
+	}
 	if err != nil {
 		return Firewall{}, fmt.Errorf("firewall: %w", err)
 	}

@@ -41,6 +41,9 @@ func scan(data []byte) ([]token, error) {
 		if s, ok := errors.AsType[*json.SyntaxError](err); ok {
 			offset = int(s.Offset) - 1
 		}
+		if text := bytes.TrimSpace(data); len(text) > 0 && text[0] != '{' && text[0] != '[' {
+			return nil, place(data, offset, "not JSON: %v; a result is a file that --json wrote", err)
+		}
 		return nil, place(data, offset, "not JSON: %v", err)
 	}
 	type level struct{ object, key bool }
