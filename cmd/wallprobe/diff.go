@@ -13,7 +13,6 @@ import (
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/lab"
-	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -143,16 +142,9 @@ func newDiff(c *cli.Context, sides [2]side) (*diff, error) {
 	if list, err = confined(list, c.StringSlice("path")); err != nil {
 		return nil, err
 	}
-	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON,
-		Explain: func(client.Verdict) bool { return true }}
-	if m.Roles, err = rolesFor(list, c.String("as"), false); err != nil {
-		return nil, err
-	}
-	if m.Wiring, err = firewallConfig(c); err != nil {
-		return nil, err
-	}
-	m.Paths = c.StringSlice("path")
-	return &diff{sides: sides, m: m}, checkTimeout(m.Timeout)
+	m, err := labMeasurement(c, list, false)
+	m.Explain = func(client.Verdict) bool { return true }
+	return &diff{sides: sides, m: m}, err
 }
 
 // maxTries is how often what would be a change is measured before it is told.

@@ -98,22 +98,16 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	m := lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Read: report.ReadJSON}
+	// Nobody knows at whose site a user's own firewall stands.
+	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
+	m, err := labMeasurement(c, list, c.Args().Present() && !own)
+	if err != nil {
+		return err
+	}
 	// A matrix has no room for rules. What passes is told by which only where a
 	// later comparison may ask.
 	if kept := c.String(jsonFlag) != ""; kept || len(firewalls) == 1 {
 		m.Explain = func(v client.Verdict) bool { return kept || !v.Passes() }
-	}
-	// Nobody knows at whose site a user's own firewall stands.
-	own := slices.ContainsFunc(firewalls, func(f lab.Firewall) bool { return f.Path != "" })
-	if m.Roles, err = rolesFor(list, c.String("as"), c.Args().Present() && !own); err != nil {
-		return err
-	}
-	if err := checkTimeout(m.Timeout); err != nil {
-		return err
-	}
-	if m.Wiring, err = firewallConfig(c); err != nil {
-		return err
 	}
 	if m.Far, err = farFirewall(c); err != nil {
 		return err
@@ -122,7 +116,6 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	m.Paths = c.StringSlice("path")
 	for _, name := range []string{"bytes", "idle"} {
 		if c.String(name) != "" {
 			m.Client = append(m.Client, "--"+name, c.String(name))
@@ -150,14 +143,28 @@ func labAction(c *cli.Context) error {
 		out.add(r)
 	}
 	out.matrix = !c.Args().Present() || len(firewalls) > 1
-	err = errors.Join(err, out.finish())
-	if err != nil {
+	if err := errors.Join(err, out.finish()); err != nil {
 		return err
 	}
 	if out.matrix {
 		return wanted.status(results, complete)
 	}
 	return wanted.status(results, verdictStatus)
+}
+
+// labMeasurement is what the flags say that every command of the lab has which
+// measures scenarios; where no role is named, first tells to take the first one
+// and not all.
+func labMeasurement(c *cli.Context, list []*scenarios.Scenario, first bool) (m lab.Measurement, err error) {
+	m = lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Paths: c.StringSlice("path"), Read: report.ReadJSON}
+	if m.Roles, err = rolesFor(list, c.String("as"), first); err != nil {
+		return m, err
+	}
+	if err := checkTimeout(m.Timeout); err != nil {
+		return m, err
+	}
+	m.Wiring, err = firewallConfig(c)
+	return m, err
 }
 
 // labProgress says how far a lab is, and which firewall was the last.
