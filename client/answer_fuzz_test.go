@@ -1,7 +1,6 @@
 package client
 
 import (
-	"sync/atomic"
 	"testing"
 
 	"github.com/pion/stun"
@@ -15,19 +14,17 @@ import (
 func FuzzAnswerToCall(f *testing.F) {
 	session := wire.SessionID{1}
 	keys := wire.Derive(wire.Key{1}, session, wire.Nonce{2})
-	r := newSweep(Config{})
-	r.ends = map[Where]*farEnd{WhereFar: {keys: keys}}
 	m := wire.Message{Kind: wire.Call, Port: 7, Session: session, Probe: 3, Size: wire.MessageSize}
 	f.Add(m.Append(nil, &keys))
 	m.Kind = wire.Reply
 	f.Add(m.Append(nil, &keys))
 	f.Add([]byte("no message"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		var arrived atomic.Int64
-		reply := r.answer(b, &arrived)
+		var d doors
+		reply := d.answer(b, 7, &keys)
 		call, err := wire.Parse(b, &keys)
-		if proven := err == nil && call.Kind == wire.Call; proven != (reply != nil) || proven != (arrived.Load() == 1) || len(reply) > len(b) {
-			t.Errorf("%x: answered %x, %d arrived; %v", b, reply, arrived.Load(), err)
+		if proven := err == nil && call.Kind == wire.Call; proven != (reply != nil) || proven != (d.arrived(call.Probe, 7) == 1) || len(reply) > len(b) {
+			t.Errorf("%x: answered %x, %v arrived; %v", b, reply, d.calls, err)
 		}
 		if reply == nil {
 			return

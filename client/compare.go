@@ -199,8 +199,8 @@ func (r *runner) comparison(ctx context.Context, p Probe, c *Comparison) {
 	if conn == nil {
 		return
 	}
-	defer conn.Close()
 	res := protocol.On(c.Speak, p.Transport).Probe(ctx, conn, x)
+	r.leave(ctx, conn, res.Stage)
 	c.Stage, c.Fault = res.Stage, res.Fault
 	if res.TLS != nil {
 		c.HelloDigest = res.TLS.HelloDigest
@@ -307,6 +307,11 @@ func hellosOf(list []Finding) map[string]bool {
 		for _, o := range f.Evidence.Near {
 			if o.TLS != nil && o.TLS.HelloDigest != "" {
 				m[o.TLS.HelloDigest] = true
+			}
+			if o.ICE != nil {
+				for _, digest := range o.ICE.Hellos {
+					m[digest] = true
+				}
 			}
 			for _, c := range o.Controls {
 				if c.HelloDigest != "" {

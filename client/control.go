@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"slices"
@@ -25,16 +24,22 @@ import (
 type farEnd struct {
 	where   Where
 	addr    netip.Addr
+	name    string // of its host; empty where only the address is known
 	key     wire.Key
 	session wire.SessionID
 	began   time.Time // of the run
 	keys    wire.Keys
-	offline bool // keys come from the zero nonce: probes did not wait for control
-	contact      // what is known of control; empty until it is there
+	offline bool     // keys come from the zero nonce: probes did not wait for control
+	contact          // what is known of control; empty until it is there
+	proxy   *url.URL // that control goes through; nil is none
 	http    *http.Client
 	delay   time.Duration // round-trip time, when it was known before probing began
 	sweep   sync.Mutex    // held by the one sweep that this end has to answer
 	trying  chan error    // ends when control is there or every port has failed
+
+	partings partings    // of control
+	leaving  atomic.Bool // control is not needed any more
+	hellos   protocol.Hellos
 }
 
 // contact is how control was found.
@@ -48,19 +53,20 @@ type contact struct {
 
 // controlPort is one way to try control.
 type controlPort struct {
-	port   uint16
-	secure bool
+	port     uint16
+	secure   bool
+	nameless bool // by address, although the host has a name
 }
 
 // controlPorts orders the TCP ports of a plan: 443 first.
 func controlPorts(p Plan) []controlPort {
-	out := []controlPort{{443, true}}
+	out := []controlPort{{port: 443, secure: true}}
 	for _, pr := range p.Probes {
 		if pr.Transport != scenarios.TCP || pr.Sweeps() || pr.Where == WhereInward {
 			continue
 		}
 		for port := range pr.Ports.All {
-			c := controlPort{port, protocol.Secure(pr.Speak)}
+			c := controlPort{port: port, secure: protocol.Secure(pr.Speak)}
 			if !slices.ContainsFunc(out, func(o controlPort) bool { return o.port == port }) {
 				out = append(out, c)
 			}
@@ -75,23 +81,54 @@ const maxControlPorts = 24
 func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, proxy *url.URL) *farEnd {
 	d := &net.Dialer{}
 	d.SetMultipathTCP(false) // it would change what the firewall sees
+	if where != WhereFar {
+		proxy = nil
+	}
+	f := &farEnd{proxy: proxy, where: where, addr: addr, key: key, session: id, began: time.Now(), offline: true, keys: wire.Derive(key, id, wire.Nonce{})}
 	t := &http.Transport{
-		DialContext:     d.DialContext,
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS12}, // #nosec: calls carry MACs
 		MaxIdleConns:    4,
 		IdleConnTimeout: 20 * time.Second, // a firewall may forget what says nothing for longer
 	}
-	if proxy != nil && where == WhereFar {
-		t.Proxy = http.ProxyURL(proxy)
+	dial := d.DialContext
+	if proxy != nil {
+		t.Proxy, t.OnProxyConnectResponse = http.ProxyURL(proxy), onConnect
+	} else { // to the address that was looked up, whatever the name gives now
+		dial = func(ctx context.Context, network, to string) (net.Conn, error) {
+			_, port, err := net.SplitHostPort(to)
+			if err != nil {
+				return nil, err
+			}
+			return d.DialContext(ctx, network, net.JoinHostPort(addr.String(), port))
+		}
 	}
-	return &farEnd{where: where, addr: addr, key: key, session: id, began: time.Now(), offline: true,
-		keys: wire.Derive(key, id, wire.Nonce{}), http: &http.Client{Transport: t, CheckRedirect: stay}}
+	t.DialContext = f.inOrder(dial)
+	f.http = &http.Client{Transport: t, CheckRedirect: stay}
+	return f
+}
+
+// A dialFunc is http.Transport.DialContext.
+type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
+
+// inOrder makes connections that end in order.
+func (f *farEnd) inOrder(dial dialFunc) dialFunc {
+	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dial(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &orderlyConn{Conn: c, partings: &f.partings, leaving: &f.leaving, hellos: &f.hellos}, nil
+	}
 }
 
 // stay follows no redirect: whoever sends one, a captive portal, is not the reflector.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
-func (f *farEnd) close() { f.http.CloseIdleConnections() }
+func (f *farEnd) close() {
+	f.leaving.Store(true)
+	f.http.CloseIdleConnections()
+	f.partings.wait()
+}
 
 // connect tries ports one after the other, each a little later than the one
 // before, until one carries control. It keeps what each port said. One port that
@@ -102,6 +139,10 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 		hello wire.HelloReply
 		rtt   time.Duration
 		err   error
+		tried Tried
+	}
+	if f.name != "" { // which a filter may not like, or a proxy not find
+		ports = append(slices.Clone(ports), controlPort{port: ports[0].port, secure: ports[0].secure, nameless: true})
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	answers := make(chan answer, len(ports))
@@ -113,19 +154,23 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 			a := answer{i: i}
 			select {
 			case <-time.After(time.Duration(i) * stagger):
-				a.hello, a.rtt, a.err = f.greet(ctx, f.url(p), program)
+				a.hello, a.rtt, a.err = f.greet(ctx, f.url(p), program, &a.tried)
 			case <-ctx.Done():
 				a.err = context.Cause(ctx)
+				a.tried.Error = sentence(a.err)
 			}
+			a.tried.Port = p.port
 			answers <- a
 		})
 	}
-	said := make([]error, len(ports))
+	tried := make([]Tried, len(ports))
 	var refusals []*wire.ControlError
+	refusing := make(map[uint16]bool)
 	for range ports {
 		a := <-answers
-		said[a.i] = a.err
-		if refusal, ok := errors.AsType[*wire.ControlError](a.err); ok {
+		tried[a.i] = a.tried
+		if refusal, ok := errors.AsType[*wire.ControlError](a.err); ok && !refusing[a.tried.Port] {
+			refusing[a.tried.Port] = true
 			if refusals = append(refusals, refusal); len(refusals) == 2 {
 				break
 			}
@@ -138,8 +183,10 @@ func (f *farEnd) connect(ctx context.Context, ports []controlPort, stagger time.
 		return contact{}, refusals[0]
 	}
 	var c contact
-	for i, p := range ports {
-		c.tried = append(c.tried, Tried{Port: p.port, Error: sentence(said[i])})
+	for _, t := range tried {
+		if !slices.Contains(c.tried, t) { // by name and by address alike
+			c.tried = append(c.tried, t)
+		}
 	}
 	return c, nil
 }
@@ -153,24 +200,26 @@ func (f *farEnd) adopt() {
 	}
 }
 
+// url says the host's name where there is one, which is then the server name of
+// TLS and what a proxy is asked for: many allow no bare addresses.
 func (f *farEnd) url(p controlPort) string {
-	scheme := "http"
+	scheme, host := "http", f.name
 	if p.secure {
 		scheme = "https"
 	}
-	return scheme + "://" + net.JoinHostPort(f.addr.String(), strconv.Itoa(int(p.port)))
+	if host == "" || p.nameless {
+		host = f.addr.String()
+	}
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(int(p.port)))
 }
 
-// greet says hello and measures the round-trip time by the way.
-func (f *farEnd) greet(ctx context.Context, base, program string) (hello wire.HelloReply, rtt time.Duration, err error) {
-	var began, took atomic.Int64 // a connection may still be tried when the call has ended
-	start := time.Now()
-	ctx = httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		ConnectStart: func(string, string) { began.Store(int64(time.Since(start))) },
-		ConnectDone:  func(string, string, error) { took.Store(int64(time.Since(start)) - began.Load()) },
-	})
-	err = f.call(ctx, base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Age: time.Since(f.began), Program: program}, &hello)
-	return hello, time.Duration(took.Load()), err
+// greet says hello and measures the round-trip time by the way. Why it failed is
+// in tried.
+func (f *farEnd) greet(ctx context.Context, base, program string, tried *Tried) (hello wire.HelloReply, rtt time.Duration, err error) {
+	var c reach
+	err = f.call(c.trace(ctx), base, wire.CallHello, wire.HelloRequest{Session: f.session, Time: time.Now(), Age: time.Since(f.began), Program: program}, &hello)
+	tried.Error, tried.Proxy = f.failed(err, &c)
+	return hello, time.Duration(c.took.Load()), err
 }
 
 func (f *farEnd) call(ctx context.Context, base, name string, body, into any) error {
@@ -183,7 +232,10 @@ func (f *farEnd) call(ctx context.Context, base, name string, body, into any) er
 		return err
 	}
 	defer resp.Body.Close()
-	return wire.ReadControl(f.key, req, name, resp, into)
+	if err = wire.ReadControl(f.key, req, name, resp, into); f.proxy != nil && req.URL.Scheme == "http" {
+		err = viaProxy(err, resp)
+	}
+	return err
 }
 
 // ledger fetches what the far end saw; nil when control has no way.
@@ -198,22 +250,35 @@ func (f *farEnd) ledger(ctx context.Context) (*wire.Ledger, error) {
 	return &l, nil
 }
 
+// bye lets the far end forget the session.
+func (f *farEnd) bye(ctx context.Context) error {
+	return f.call(ctx, f.base, wire.CallBye, wire.ByeRequest{Session: f.session, Time: time.Now()}, new(wire.ByeReply))
+}
+
+const (
+	noAnswer     = "no answer"
+	proxyConnect = "proxyconnect" // the net.OpError of net/http for a connection with a proxy
+)
+
 // sentence shortens a dial error to what a person needs.
 func sentence(err error) string {
 	if err == nil {
 		return ""
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return "no answer"
+		return noAnswer
 	}
 	var ne net.Error
 	if errors.As(err, &ne) && ne.Timeout() {
-		return "no answer"
+		return noAnswer
 	}
 	if u, ok := errors.AsType[*url.Error](err); ok {
 		err = u.Err
 	}
 	if o, ok := errors.AsType[*net.OpError](err); ok && o.Err != nil {
+		if o.Op == proxyConnect {
+			return "the proxy: " + sentence(o.Err)
+		}
 		err = o.Err
 	}
 	return err.Error()

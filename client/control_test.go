@@ -22,7 +22,7 @@ func TestControlIsTriedInTLSWhereTheProbesSpeakIt(t *testing.T) {
 	secure := path(t, "X-2", scenarios.TCP, "8443")
 	secure.Protocol = "https"
 	got := controlPorts(planOf(Setting{}, web, secure))
-	want := []controlPort{{443, true}, {80, false}, {8443, true}}
+	want := []controlPort{{port: 443, secure: true}, {port: 80}, {port: 8443, secure: true}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(controlPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

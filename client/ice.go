@@ -29,6 +29,7 @@ type ICE struct {
 	// Absent are the candidates that could not be had: STUN and TURN servers
 	// that gave none.
 	Absent []string `json:"absent,omitempty"`
+	Hellos []string `json:"hellos,omitempty"` // digests of the ClientHellos to TURN servers
 }
 
 // An ICEPair is a candidate of this end and one of the reflector's.
@@ -291,6 +292,7 @@ func (i *iceProbe) token(c *ice.Conn) error {
 
 // pairs notes what was tried, and what could not be.
 func (i *iceProbe) pairs() {
+	i.o.ICE.Hellos = i.net.Hellos.All()
 	local, err1 := i.agent.GetLocalCandidates()
 	remote, err2 := i.agent.GetRemoteCandidates()
 	stats := i.agent.GetCandidatePairsStats()
@@ -368,6 +370,7 @@ func (s *ICE) failed() string {
 			tried = append(tried, what)
 		}
 	}
+	slices.Sort(tried) // the order of the pairs is that in which they came up
 	for _, a := range s.Absent {
 		tried = append(tried, "no "+a)
 	}

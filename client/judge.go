@@ -17,7 +17,12 @@ import (
 const (
 	faultICMP       = "icmp"
 	faultUnroutable = "unroutable"
+	// What this end broke off, because the run was interrupted: it proves nothing.
+	faultInterrupted = "interrupted"
 )
+
+// whyInterrupted is the reason of what an interrupted run did not come to.
+const whyInterrupted = "interrupted before it was measured"
 
 // Loss is judged from this many datagrams, and a path may lose this share of
 // them unless its scenario says otherwise: WebRTC audio conceals about a fifth.
@@ -28,16 +33,26 @@ const (
 
 // Judge gives every finding its verdict from both ends' evidence. Where a far
 // end's ledger is missing, silence is silence. Judging again with better
-// ledgers is allowed; that is what merge does.
-func Judge(findings []Finding, ledgers map[Where]*wire.Ledger) {
+// ledgers is allowed; that is what merge does. control are digests of the
+// ClientHellos that control was tried with: they are no probe's.
+func Judge(findings []Finding, ledgers map[Where]*wire.Ledger, control ...string) {
 	views := make(map[Where]*farView)
+	wheres := []Where{WhereFar, WhereLAN, WhereLoop}
+	for i := range findings {
+		if w := findings[i].Where(); !slices.Contains(wheres, w) {
+			wheres = append(wheres, w)
+		}
+	}
 	hellos, said := hellosOf(findings), saidOf(findings)
-	for _, where := range []Where{WhereFar, WhereLAN, WhereLoop} {
+	for _, digest := range control {
+		hellos[digest] = true
+	}
+	for _, where := range wheres {
 		views[where] = viewOf(ledgers[where])
 		views[where].hellos, views[where].said = hellos, said
 	}
 	for i := range findings {
-		judgeFinding(&findings[i], views[whereOf(findings[i].Direction)])
+		judgeFinding(&findings[i], views[findings[i].Where()])
 	}
 }
 
@@ -50,6 +65,28 @@ func whereOf(d scenarios.Direction) Where {
 		return WhereLoop
 	}
 	return WhereFar
+}
+
+// Where is the place of the far end's evidence of a finding in Result.Ledgers:
+// that of its far end, "far", or of the same in a later round, "far-2".
+func (f *Finding) Where() Where {
+	w := whereOf(f.Direction)
+	if f.Round > 0 {
+		w = Where(fmt.Sprintf("%s-%d", w, f.Round+1))
+	}
+	return w
+}
+
+// Replace puts a finding of a later round, of the result again, in the place of
+// the one at index i, with its evidence from both ends. Outcomes are not worked
+// out anew.
+func (r *Result) Replace(i int, f Finding, again *Result, round int) {
+	l := again.Ledgers[whereOf(f.Direction)]
+	f.Round = round
+	r.Findings[i] = f
+	if l != nil {
+		r.Attach(f.Where(), l)
+	}
 }
 
 // judgeFinding judges every port, groups those that fared alike and sums up.
@@ -262,6 +299,8 @@ func appendPort(s scenarios.PortSet, port uint16) scenarios.PortSet {
 func (e *portEvidence) judge() (Verdict, string) {
 	o := e.near
 	switch {
+	case o.Fault == faultInterrupted:
+		return Unmeasured, whyInterrupted
 	case o.Fault == faultUnroutable:
 		return Unmeasured, "this machine has no route there: " + o.Detail
 	case o.Inward:
@@ -306,7 +345,7 @@ func (e *portEvidence) judgeDone() (Verdict, string) {
 	case o.TLS != nil:
 		said = o.TLS.Version
 	}
-	return Open, also(said, o.carried(), o.silence())
+	return Open, also(said, e.carried(), o.silence())
 }
 
 // also joins what there is to tell.
@@ -317,16 +356,31 @@ func also(said ...string) string {
 // eachWay stands between the size and the rate of a large transfer.
 const eachWay = " each way at "
 
-// carried tells of a large transfer.
-func (o *Observation) carried() string {
+// carried tells of a large transfer. Each end knows the pauses of what came to it.
+func (e *portEvidence) carried() string {
+	o := e.near
 	if o.Rate == 0 || o.Up < 1<<20 {
 		return ""
 	}
 	text := size(float64(o.Up)) + eachWay + size(o.Rate) + "/s"
-	if o.Pause >= 1 {
-		text += fmt.Sprintf(", once standing still for %.1f s", o.Pause)
+	out := 0.0
+	for _, ev := range e.events {
+		if ev.BytesIn > 0 {
+			out = max(out, ev.Pause)
+		}
+	}
+	if still := also(stillFor(out, "out"), stillFor(o.Pause, "back")); still != "" {
+		text += ", once standing still " + strings.ReplaceAll(still, "; ", " and ")
 	}
 	return text
+}
+
+// stillFor tells of a pause that is worth it.
+func stillFor(seconds float64, way string) string {
+	if seconds < 1 {
+		return ""
+	}
+	return fmt.Sprintf("for %.1f s on the way %s", seconds, way)
 }
 
 // silence tells how much of it the flow survives, where that was tried.
@@ -460,10 +514,37 @@ func (e *portEvidence) judgeInward() (Verdict, string) {
 		return Impostor, "the reflector's call was answered by somebody else"
 	case o.Arrived > 0:
 		return ReplyLost, "the reflector's call arrived here; the answer did not get back"
+	case o.Stage == protocol.StageToken && e.transport == scenarios.TCP:
+		return o.judgeCallUp()
+	case o.SYNs > 0:
+		return o.judgeCallSeen()
+	case o.Fault == protocol.FaultTimeout && o.Blind != "":
+		return Silent, "the reflector called and no connection came up; " + o.Blind
 	case o.Fault == protocol.FaultTimeout:
 		return RequestLost, "the reflector called; nothing arrived here"
+	case o.Fault == protocol.FaultRefused && o.Blind != "":
+		return Rejected, "the reflector's call was refused; " + o.Blind
 	case o.Fault == protocol.FaultRefused:
 		return Rejected, "the reflector's call was refused on the way; it never arrived here"
 	}
 	return Rejected, "the reflector's call met: " + o.Fault
+}
+
+// judgeCallUp: for the reflector the connection came up, and that was all.
+func (o *Observation) judgeCallUp() (Verdict, string) {
+	if o.SYNs == 0 && o.Blind == "" {
+		return Impostor, "the reflector's call was taken by somebody else; it never arrived here"
+	}
+	if o.Fault == protocol.FaultTimeout {
+		return Cut, "the reflector's connection came up; nothing that was said in it arrived here"
+	}
+	return Cut, "the reflector's connection came up, and nothing that was said in it arrived here; then it met: " + o.Fault
+}
+
+// judgeCallSeen: a SYN arrived here, and no connection came up.
+func (o *Observation) judgeCallSeen() (Verdict, string) {
+	if o.Fault == protocol.FaultTimeout {
+		return ReplyLost, "the reflector's SYN arrived here; the answer did not get back"
+	}
+	return Rejected, "the reflector's SYN arrived here; yet its call met: " + o.Fault
 }

@@ -71,6 +71,9 @@ func evidence(t testing.TB) []evidenceRow {
 	inward := func(arrived, answered int, fault string) Observation {
 		return Observation{Inward: true, Sent: 3, Arrived: arrived, Answered: answered, Fault: fault}
 	}
+	called := func(stage, fault string, syns int, blind string) Observation {
+		return Observation{Inward: true, Sent: 3, Stage: stage, Fault: fault, SYNs: syns, Blind: blind}
+	}
 	return []evidenceRow{
 		{"datagrams answered", udp, Observation{Sent: 3, Answered: 3, Stage: "done"}, of(t, counted(t, 1, "443", 3, 3)), Open},
 		{"one datagram of three lost", udp, Observation{Sent: 20, Answered: 19, Stage: "done"}, of(t, counted(t, 1, "443", 19, 19)), Open},
@@ -118,6 +121,13 @@ func evidence(t testing.TB) []evidenceRow {
 		{"call arrived, answer lost", tcp, inward(1, 0, "timeout"), of(t), ReplyLost},
 		{"call refused on the way", tcp, inward(0, 0, "refused"), of(t), Rejected},
 		{"call answered by somebody else", tcp, inward(0, 0, "foreign"), of(t), Impostor},
+		{"call whose SYN arrived", tcp, called("connect", "timeout", 3, ""), of(t), ReplyLost},
+		{"call whose SYN arrived and met a reset", tcp, called("connect", "refused", 1, ""), of(t), Rejected},
+		{"call that may have arrived unseen", tcp, called("connect", "timeout", 0, "nobody looked"), of(t), Silent},
+		{"call that came up and said nothing", tcp, called("token", "timeout", 1, ""), of(t), Cut},
+		{"call that came up, and perhaps here", tcp, called("token", "reset", 0, "nobody looked"), of(t), Cut},
+		{"call that came up elsewhere", tcp, called("token", "timeout", 0, ""), of(t), Impostor},
+		{"datagram that did not arrive", udp, called("connect", "timeout", 0, ""), of(t), RequestLost},
 		{"call not made", tcp, Observation{Inward: true, Detail: "this end cannot listen"}, of(t), Unmeasured},
 	}
 }
@@ -246,5 +256,25 @@ func TestEachFarEndIsJudgedByItsOwnLedger(t *testing.T) {
 	Judge(f, map[Where]*wire.Ledger{WhereFar: of(t), WhereLAN: of(t, sawSYN(t))})
 	if diff := cmp.Diff([]Verdict{ReplyLost, Silent, RequestLost}, []Verdict{f[0].Verdict, f[1].Verdict, f[2].Verdict}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestPausesOfBothDirectionsAreTold(t *testing.T) {
+	const mib = 1 << 20
+	for _, c := range []struct {
+		back, out float64
+		want      string
+	}{
+		{0.9, 0.9, "1 MiB each way at 1 MiB/s"},
+		{1.25, 0, "1 MiB each way at 1 MiB/s, once standing still for 1.2 s on the way back"},
+		{0, 2, "1 MiB each way at 1 MiB/s, once standing still for 2.0 s on the way out"},
+		{1.5, 2, "1 MiB each way at 1 MiB/s, once standing still for 2.0 s on the way out and for 1.5 s on the way back"},
+	} {
+		far := of(t, arrival("done", "", func(e *wire.Event) { e.BytesIn, e.BytesOut, e.Pause = mib, mib, c.out }))
+		near := Observation{Sent: 1, Answered: 1, Stage: "done", Up: mib, Down: mib, Rate: mib, Pause: c.back,
+			Probe: 1, Addr: farAddr, Target: farAddr.String(), Ports: ports(t, "443")}
+		if f := judged(t, scenarios.TCP, []Observation{near}, far); f.Verdict != Open || f.Why != c.want {
+			t.Errorf("%v back, %v out: %s, %q", c.back, c.out, f.Verdict, f.Why)
+		}
 	}
 }

@@ -69,6 +69,9 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 			return
 		}
 	}
+	if ctx.Err() != nil {
+		o.Mark = nil // the answer was not waited for
+	}
 }
 
 // markStream makes one more connection, with a marked SYN and without data: on
@@ -77,6 +80,15 @@ func (r *runner) mark(ctx context.Context, p Probe, port uint16, o *Observation)
 // paths to one port: what follows a SYN does not tell how that is treated. Where
 // the far end greets there is none: waiting and logging in twice costs more than
 // it tells.
+//
+// How the reflector's own segments arrive, this end does not learn as it does of
+// datagrams. TCP gives no control messages with what is read (IP_RECVTTL and
+// IP_RECVTOS set, recvmsg brings none), TCP_INFO has no header fields, and a SYN
+// is saved (TCP_SAVE_SYN) at the listening end alone. Linux tells of the last
+// segment by IPV6_2292PKTOPTIONS, over IPv6; its like over IPv4, IP_PKTOPTIONS,
+// is filled in for accepted connections alone: at the end that connects it gives
+// the socket's own 1 and 0, whatever arrived. What would tell over both, a packet
+// socket, wants CAP_NET_RAW.
 func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observation) {
 	named := protocol.Named(p.Speak)
 	if o.TCP == nil || o.TCP.TTL == 0 || len(named.Variants) > 0 && p.Variant != named.Variants[0] {
@@ -85,21 +97,23 @@ func (r *runner) markStream(ctx context.Context, p Probe, port uint16, o *Observ
 	if named.Greets || !r.first(netip.AddrPortFrom(p.Addr, port)) {
 		return
 	}
+	whole := ctx
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Timeout)
 	defer cancel()
 	const dscp = wire.MarkTOS &^ 3
 	m := &Mark{TTL: o.TCP.TTL, TOS: dscp}
 	c, err := dialMarked(ctx, netip.AddrPortFrom(p.Addr, port), dscp)
 	if err != nil {
-		if protocol.FaultOf(err) == protocol.FaultTimeout {
+		if protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() != context.Canceled {
 			o.Mark = m
 		}
 		return
 	}
-	defer c.Close()
 	x := r.exchange(p, port)
 	x.Probe, x.Bytes, x.Idle = x.Probe+markStage, 0, 0
-	if protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, x).Stage == protocol.StageDone {
+	res := protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, x)
+	r.leave(whole, c, res.Stage)
+	if res.Stage == protocol.StageDone {
 		m.Answered, o.Mark = true, m // else the connection came up, and nothing is known of its SYN
 	}
 }

@@ -102,20 +102,24 @@ func walk(w scenarios.Way, findings []Finding) Way {
 	return res
 }
 
-// unknown tells whether what does not pass could only not be measured.
+// unknown tells whether what does not pass would, if what could not be measured
+// of it passed.
 func unknown(f *Finding) bool {
 	unsure := func(v Verdict) bool { return v == Unmeasured || v == Silent }
-	if f.Verdict != Partial {
+	if len(f.Parts) == 0 {
 		return unsure(f.Verdict)
 	}
+	at := *f
+	at.Verdict, at.Parts = Partial, slices.Clone(f.Parts)
 	doubt := false
-	for _, p := range f.Parts {
-		doubt = doubt || unsure(p.Verdict)
-		if !p.Verdict.Passes() && !unsure(p.Verdict) {
-			return false
+	for i := range at.Parts {
+		if p := &at.Parts[i]; unsure(p.Verdict) {
+			doubt, p.Verdict = true, Open
 		}
 	}
-	return doubt
+	most := passing(at.Parts)
+	at.Share = &most
+	return doubt && (most == 1 || at.Survives())
 }
 
 // half of a range must be open for an application that draws one port at

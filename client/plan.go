@@ -69,6 +69,7 @@ const (
 type Setting struct {
 	Role      string
 	Reflector netip.Addr
+	Name      string                               // of the reflector's host, where it was named; see planner.name
 	LAN       netip.Addr                           // second machine of the site that runs a reflector; zero when there is none
 	Loop      netip.Addr                           // own loopback address with a reflector; zero when there is none
 	Inward    bool                                 // the reflector may call back
@@ -214,8 +215,22 @@ func (b *planner) targets(it *Item, p scenarios.Path, base Probe) {
 		b.use(it, pr, target)
 	}
 	if len(p.Names) == 0 && len(p.Addresses) == 0 {
+		base.ServerName = b.name(base.Speak)
 		b.use(it, base, "")
 	}
+}
+
+// name is what a path says of whom it means, in TLS and in HTTP, where its
+// document has no name: that of the reflector's host, as the real client would
+// say that of the host it was told. A ClientHello without a server name is so
+// rare that filters drop it for that alone, which would say nothing of the path.
+// What filters think of the name itself, as of a host that they do not know yet,
+// holds for the application's server no less; comparisons tell it.
+func (b *planner) name(speak string) string {
+	if known := protocol.Named(speak); known != nil && known.Nameless {
+		return ""
+	}
+	return b.set.Name
 }
 
 // edges are the first and last address of a prefix that a host may have.

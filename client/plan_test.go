@@ -291,7 +291,7 @@ func TestControlIsTriedOn443ThenOnThePortsOfThePlan(t *testing.T) {
 	turns := path(t, "B", scenarios.TCP, "5349")
 	turns.Protocol = "turns"
 	plan := planOf(Setting{}, path(t, "C", scenarios.UDP, "3478"), tls, path(t, "D", scenarios.TCP, "80,8443"), turns, path(t, "E", scenarios.TCP, "50000-50099"))
-	want := []controlPort{{443, true}, {8443, true}, {80, false}, {5349, true}}
+	want := []controlPort{{port: 443, secure: true}, {port: 8443, secure: true}, {port: 80}, {port: 5349, secure: true}}
 	if diff := cmp.Diff(want, controlPorts(plan), cmp.AllowUnexported(controlPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -56,8 +56,25 @@ func (r *runner) probe(ctx context.Context, p Probe) []Observation {
 	return obs
 }
 
-// one probes a single port.
+// one probes a single port. What the end of ctx breaks off proves nothing; what
+// came to its end before stands, whatever was still to be learnt beside it.
 func (r *runner) one(ctx context.Context, p Probe, port uint16) Observation {
+	o := r.exchanged(ctx, p, port)
+	if ctx.Err() == nil {
+		r.beside(ctx, p, port, &o)
+	} else if o.Stage != protocol.StageDone {
+		o.breakOff()
+	}
+	return o
+}
+
+// breakOff is how a probe ends of which the answer was not waited for.
+func (o *Observation) breakOff() {
+	o.Fault, o.Detail, o.ICMP = faultInterrupted, "", nil
+}
+
+// exchanged is what a probe came to at a port.
+func (r *runner) exchanged(ctx context.Context, p Probe, port uint16) Observation {
 	switch {
 	case p.Speak == protocol.STUN && p.Transport == scenarios.UDP:
 		return r.stunUDP(ctx, p, port)
@@ -154,12 +171,12 @@ func (r *runner) survey(ctx context.Context, p Probe, port uint16, u survey.UDP,
 // that systems and documents use for ephemeral ports (Linux 32768-60999, RFC
 // 6335 49152-65535), so that a rule by own port shows in the paths that are
 // about own ports, and not by chance in others.
-const ownFirst, ownLast = 20000, 29999
+const OwnFirst, OwnLast = 20000, 29999
 
 // ownPort draws a free one; where none is found the system chooses.
 func ownPort() netip.AddrPort {
 	for range 20 {
-		port := ownFirst + rand.IntN(ownLast-ownFirst+1)
+		port := OwnFirst + rand.IntN(OwnLast-OwnFirst+1)
 		c, err := net.ListenUDP("udp", &net.UDPAddr{Port: port})
 		if err == nil {
 			c.Close()
@@ -250,8 +267,10 @@ func (o *Observation) fault(a survey.Answer) {
 	}
 	switch a.Fault {
 	case survey.None:
-	case survey.Timeout, survey.Unfinished:
+	case survey.Timeout:
 		o.Fault, o.Detail = protocol.FaultTimeout, ""
+	case survey.Unfinished:
+		o.breakOff()
 	case survey.Reset:
 		o.Fault = protocol.FaultRefused
 	case survey.Unreachable:
@@ -278,20 +297,48 @@ func (r *runner) stream(ctx context.Context, p Probe, port uint16) Observation {
 		o.Seconds = time.Since(began).Seconds()
 		return o
 	}
-	defer c.Close()
 	o.RTT = ms(a.RTT)
 	o.TCP, o.From, o.Routed = protocol.SentSYN(c), a.Local, p.Where == WhereFar && routed(p.Addr)
 	if p.Speak == protocol.STUN || p.Speak == protocol.TURN || p.Speak == protocol.TURNS {
 		r.stunStream(ctx, p, c, &o)
+		r.leave(ctx, c, o.Stage)
 		return o
 	}
 	o.stream(protocol.On(p.Speak, scenarios.TCP).Probe(ctx, c, r.exchange(p, port)))
-	c.Close()
-	r.compare(ctx, p, port, &o)
-	if p.Where == WhereFar && o.Stage == protocol.StageDone {
-		r.markStream(ctx, p, port, &o)
-	}
+	r.leave(ctx, c, o.Stage)
 	return o
+}
+
+// beside learns more of a port whose exchange has ended: of one that failed, what
+// a firewall goes by; of one that did not, how header fields arrive. wallprobe's
+// own datagrams have seen to it themselves.
+func (r *runner) beside(ctx context.Context, p Probe, port uint16, o *Observation) {
+	if p.Speak == protocol.STUN || p.Speak == protocol.TURN || p.Speak == protocol.TURNS || p.Speak == protocol.Datagram {
+		return
+	}
+	done := p.Where == WhereFar && o.Stage == protocol.StageDone
+	if p.Transport == scenarios.TCP {
+		r.compare(ctx, p, port, o)
+		if done {
+			r.markStream(ctx, p, port, o)
+		}
+		return
+	}
+	if ends := protocol.Named(p.Speak); ends.UDP.Stream || ends.Says != "" {
+		r.compare(ctx, p, port, o)
+	}
+	if done {
+		r.mark(ctx, p, port, o)
+	}
+}
+
+// leave ends a probe's connection, in order where nothing went wrong.
+func (r *runner) leave(ctx context.Context, c net.Conn, stage string) {
+	if stage != protocol.StageDone {
+		c.Close()
+		return
+	}
+	r.partings.part(ctx, c, false)
 }
 
 // exchange is what a probe does with one port.
@@ -325,12 +372,6 @@ func (r *runner) packets(ctx context.Context, p Probe, port uint16) Observation 
 	o.stream(res)
 	if o.Fault != "" && o.Answered == 0 && isErrno(res.Err) {
 		o.fault(survey.Explain(c, res.Err))
-	}
-	if ends := protocol.Named(p.Speak); ends.UDP.Stream || ends.Says != "" {
-		r.compare(ctx, p, port, &o)
-	}
-	if p.Where == WhereFar && o.Stage == protocol.StageDone {
-		r.mark(ctx, p, port, &o)
 	}
 	return o
 }
@@ -402,6 +443,9 @@ func (r *runner) dial(ctx context.Context, to netip.AddrPort) (net.Conn, survey.
 		}
 	}
 	last.a.Sent = uint16(sent)
+	if last.c != nil {
+		last.c = protocol.Patient(last.c, true)
+	}
 	return last.c, last.a
 }
 

@@ -72,12 +72,19 @@ type Result struct {
 type Control struct {
 	Via   string  `json:"via,omitempty"` // "443/tcp"; empty when no port let it through
 	Tried []Tried `json:"tried,omitempty"`
+	Proxy string  `json:"proxy,omitempty"` // URL of the proxy that it went through, without a password
+
+	// Hellos are digests of the ClientHellos that control was tried with: a port
+	// that it did not need in the end may be one of the paths.
+	Hellos []string `json:"hellos,omitempty"`
 }
 
 // Tried is one port that control was tried on.
 type Tried struct {
 	Port  uint16 `json:"port"`
 	Error string `json:"error,omitempty"`
+	// Proxy is what the proxy did; empty where control failed without it or behind it.
+	Proxy ProxyFault `json:"proxy,omitempty"`
 }
 
 // Firewall is what stood in between, where the program made it itself.
@@ -130,9 +137,15 @@ type Finding struct {
 	MaxLoss    float64             `json:"maxLoss,omitempty"`
 	Parts      []Part              `json:"parts,omitempty"`
 	DecidedBy  []Decision          `json:"decidedBy,omitempty"` // behind the lab's firewall; those of parts stand there
-	Passage    []Passage           `json:"passage,omitempty"`   // header fields as they were sent and as they arrived
-	Note       string              `json:"note,omitempty"`      // what this measurement cannot show
-	Evidence   Evidence            `json:"evidence"`
+	// Unexplained: it is not open, and packets like its own pass the lab's firewall,
+	// none of whose rules can have stopped others of it. Of parts it stands there.
+	Unexplained bool `json:"unexplained,omitempty"`
+	// Round is that of the measurement, from 0, where the lab measured it again
+	// because it was unexplained; see Finding.Where.
+	Round    int       `json:"round,omitempty"`
+	Passage  []Passage `json:"passage,omitempty"` // header fields as they were sent and as they arrived
+	Note     string    `json:"note,omitempty"`    // what this measurement cannot show
+	Evidence Evidence  `json:"evidence"`
 }
 
 // Attempts counts what was tried, summed over all ports.
@@ -150,6 +163,8 @@ type Part struct {
 	Why       string            `json:"why,omitempty"`
 	Attempts  *Attempts         `json:"attempts,omitempty"`
 	DecidedBy []Decision        `json:"decidedBy,omitempty"`
+
+	Unexplained bool `json:"unexplained,omitempty"` // as of a Finding
 }
 
 // Evidence is what the near end saw. The far end's is in Result.Ledger.
@@ -173,7 +188,7 @@ type Observation struct {
 	Invalid  int               `json:"invalid,omitempty"` // answers that did not verify
 	Strays   int               `json:"strays,omitempty"`  // datagrams that answer none of what was sent: anybody may have sent them
 	Stage    string            `json:"stage,omitempty"`   // last stage begun, of package protocol
-	Fault    string            `json:"fault,omitempty"`   // what ended it: of package protocol, "icmp", "unroutable" or an errno's text
+	Fault    string            `json:"fault,omitempty"`   // what ended it: of package protocol, "icmp", "unroutable", "interrupted" or an errno's text
 	ICMP     *ICMP             `json:"icmp,omitempty"`
 	Up       int64             `json:"up,omitempty"`      // bytes sent in the failing stage
 	Down     int64             `json:"down,omitempty"`    // bytes received in it
@@ -182,7 +197,7 @@ type Observation struct {
 	TLS      *wire.TLSSeen     `json:"tls,omitempty"`
 	Said     *wire.Said        `json:"said,omitempty"`    // the dialogue, where there is one in text
 	Rate     float64           `json:"rate,omitempty"`    // of the data phase, bytes per second in the slower direction
-	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came, seconds
+	Pause    float64           `json:"pause,omitempty"`   // the longest in which no byte of it came here, seconds; the far end's events have the other direction's
 	Silence  *Silence          `json:"silence,omitempty"` // how much of it a flow survives, where a run asked for that
 	Media    []wire.Media      `json:"media,omitempty"`   // of media over UDP, each flow
 	Flow     *wire.Flow        `json:"flow,omitempty"`    // of QUIC that failed
@@ -193,6 +208,8 @@ type Observation struct {
 	Local    netip.Addr        `json:"local,omitzero"`    // own address
 	Inward   bool              `json:"inward,omitempty"`  // the reflector called, this end answered
 	Arrived  int               `json:"arrived,omitempty"` // with Inward: calls that arrived here
+	SYNs     int               `json:"syns,omitempty"`    // with Inward: calls whose SYN arrived here
+	Blind    string            `json:"blind,omitempty"`   // with Inward, over TCP: why a SYN may have arrived here unseen
 
 	Routed   bool           `json:"routed,omitempty"` // there is a router on the way
 	From     netip.AddrPort `json:"from,omitzero"`    // own end of the connection

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/netip"
@@ -20,6 +21,7 @@ type Config struct {
 	Scenario  *scenarios.Scenario
 	Role      string // near end; empty is the scenario's first
 	Reflector netip.Addr
+	Name      string // of the reflector's host, where it was named and not its address: said where the document names none
 	Key       wire.Key
 	LAN       netip.Addr     // reflector on a second machine of this network; zero when there is none
 	Loop      netip.Addr     // own loopback address that a reflector listens on; zero when there is none
@@ -55,8 +57,9 @@ type runner struct {
 	plan Plan
 	ends map[Where]*farEnd
 
-	meeting sync.WaitGroup // attempts at control under way
-	hangUp  context.CancelFunc
+	meeting  sync.WaitGroup // attempts at control under way
+	hangUp   context.CancelFunc
+	partings partings // of probes
 
 	mu       sync.Mutex
 	res      Result
@@ -64,6 +67,7 @@ type runner struct {
 	progress map[uint32]int
 	total    int
 	marked   map[netip.AddrPort]bool // ports that a stream was marked to
+	doors    doors
 }
 
 // Run measures one scenario. Partial results survive: when ctx ends, the result
@@ -81,6 +85,7 @@ func Run(ctx context.Context, cfg Config) (*Result, error) {
 	r.probeAll(ctx)
 	r.silences(ctx)
 	r.finish(ctx)
+	defer r.farewell(ctx)()
 	res := r.result()
 	if err := r.refused(); err != nil {
 		return &res, err
@@ -129,6 +134,9 @@ func newRunner(cfg Config) (*runner, error) {
 			r.ends[where] = newFarEnd(where, addr, cfg.Key, r.res.Session, cfg.Proxy)
 		}
 	}
+	if f := r.ends[WhereFar]; f != nil {
+		f.name = cfg.Name
+	}
 	return r, nil
 }
 
@@ -140,6 +148,7 @@ func (r *runner) close() {
 	for _, f := range r.ends {
 		f.close()
 	}
+	r.partings.wait()
 }
 
 // meet opens control with every far end. Probing does not wait for a firewall
@@ -182,7 +191,7 @@ func (r *runner) meet(ctx context.Context) error {
 
 func (r *runner) setting(inward bool) Setting {
 	c := r.cfg
-	return Setting{Role: c.Role, Reflector: c.Reflector, LAN: c.LAN, Loop: c.Loop, Inward: inward,
+	return Setting{Role: c.Role, Reflector: c.Reflector, Name: c.Name, LAN: c.LAN, Loop: c.Loop, Inward: inward,
 		Owned: c.Owned, Resolve: c.Resolve, Bytes: c.Bytes}
 }
 
@@ -209,8 +218,8 @@ func (r *runner) probeAll(ctx context.Context) {
 
 func (r *runner) probeOne(ctx context.Context, p Probe) {
 	obs := r.probe(ctx, p)
-	if ctx.Err() != nil { // what did not come to its end proves nothing
-		obs = slices.DeleteFunc(obs, func(o Observation) bool { return o.Stage != protocol.StageDone })
+	if len(obs) == 0 {
+		return // interrupted before it began
 	}
 	r.mu.Lock()
 	r.seen[p.ID] = obs
@@ -258,9 +267,37 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 		}
 		if where == WhereFar {
 			r.res.Control = Control{Via: f.via, Tried: f.tried}
+			if f.proxy != nil {
+				r.res.Control.Proxy = f.proxy.Redacted()
+			}
 		}
 		r.mu.Unlock()
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.ends {
+		r.res.Control.Hellos = append(r.res.Control.Hellos, f.hellos.All()...)
+	}
+}
+
+// byeWait is for how long a goodbye is tried. It is a courtesy: without it, the
+// session ends when nothing was heard of it for long.
+const byeWait = 500 * time.Millisecond
+
+// farewell says goodbye to every far end whose ledger is here, while the run goes
+// on; wait returns when that is over. A far end that did not give its ledger keeps
+// the session: its journal is all that there is of it.
+func (r *runner) farewell(ctx context.Context) (wait func()) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), byeWait)
+	var wg sync.WaitGroup
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for where, f := range r.ends {
+		if r.res.Ledgers[where] != nil {
+			wg.Go(func() { f.bye(ctx) }) // that it did not get there changes nothing here
+		}
+	}
+	return func() { wg.Wait(); cancel() }
 }
 
 // The pauses between asking for a ledger and asking again: about a second in all.
@@ -316,7 +353,7 @@ func (r *runner) ahead(l *wire.Ledger) bool {
 // more than what was sent before that.
 func (o *Observation) ahead(e *wire.Event) bool {
 	switch {
-	case !e.Unfinished || o.Fault == protocol.FaultReset:
+	case !e.Unfinished || o.Fault == protocol.FaultReset || o.Fault == faultInterrupted:
 		return false
 	case o.Fault != protocol.FaultTimeout:
 		return true
@@ -337,7 +374,7 @@ func (r *runner) result() Result {
 // Conclude judges the findings of a result from the evidence in it and works
 // out the outcomes. It may be called again after evidence was added.
 func Conclude(res *Result, s *scenarios.Scenario) {
-	Judge(res.Findings, res.Ledgers)
+	Judge(res.Findings, res.Ledgers, res.Control.Hellos...)
 	if res.Control.Via != "" && res.Ledgers[WhereFar] == nil && res.Why != "" {
 		lost(res.Findings)
 	}
@@ -365,6 +402,9 @@ func findings(p Plan, seen map[uint32][]Observation) []Finding {
 			Pick: it.Path.Pick, MaxLoss: it.Path.MaxLoss, Note: it.Note, Verdict: Unmeasured, Why: it.Reason,
 		}
 		for _, part := range it.Parts {
+			if _, ended := seen[part.Probe]; !ended {
+				f.Evidence.Near = append(f.Evidence.Near, p.untried(part))
+			}
 			for _, o := range seen[part.Probe] {
 				if o.Ports = intersect(o.Ports, part.Ports); len(o.Ports) > 0 {
 					if part.Target != "" {
@@ -374,12 +414,22 @@ func findings(p Plan, seen map[uint32][]Observation) []Finding {
 				}
 			}
 		}
-		if len(it.Parts) > 0 && len(f.Evidence.Near) == 0 {
-			f.Why = "not tried: the run ended before"
-		}
 		out = append(out, f)
 	}
 	return out
+}
+
+// untried stands for a part whose probe has not ended.
+func (p Plan) untried(part ItemPart) Observation {
+	o := Observation{Probe: part.Probe, Ports: part.Ports, Fault: faultInterrupted}
+	if i := slices.IndexFunc(p.Probes, func(pr Probe) bool { return pr.ID == part.Probe }); i >= 0 {
+		pr := p.Probes[i]
+		o.Addr, o.Target, o.Inward, o.ByLocal = pr.Addr, cmp.Or(part.Target, pr.Addr.String()), pr.Where == WhereInward, len(pr.LocalPorts) > 0
+		if o.ByLocal {
+			o.Aimed = pr.Ports[0].First
+		}
+	}
+	return o
 }
 
 // intersect gives the ports that are in both sets.

@@ -17,8 +17,11 @@ import (
 // of which most lines arrived as they were sent; where as many did, one that fits.
 func (e *portEvidence) rewritten() (changed, helped string) {
 	near := e.near.Said
-	if near == nil {
+	switch {
+	case near == nil:
 		return "", ""
+	case e.speak == protocol.TURN || e.speak == protocol.TURNS:
+		return e.turnChanged(), ""
 	}
 	about := protocol.Named(e.speak)
 	if about == nil {

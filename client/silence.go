@@ -201,7 +201,6 @@ func (r *runner) quietFlow(ctx context.Context, q quiet, d time.Duration, attemp
 	if c == nil {
 		return false, false
 	}
-	defer c.Close()
 	ends := protocol.On(p.Speak, scenarios.TCP)
 	if ends == nil { // STUN and TURN keep no silence of their own
 		ends = protocol.On("plain", scenarios.TCP)
@@ -209,6 +208,7 @@ func (r *runner) quietFlow(ctx context.Context, q quiet, d time.Duration, attemp
 	x := r.exchange(p, q.port)
 	x.Probe, x.Attempt = p.ID+idleStage, attempt
 	res := ends.Probe(ctx, c, x)
+	r.leave(ctx, c, res.Stage)
 	return res.Stage == protocol.StageDone, res.Stage == protocol.StageIdle && res.Fault != "" && ctx.Err() == nil
 }
 

@@ -50,7 +50,7 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		done := sync.OnceFunc(f.sweep.Unlock)
 		defer done()
 		u := survey.UDP{
-			Target: p.Addr, Attempts: tries, Amid: shortRun * 2, Spacing: r.cfg.Timeout / 16, Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
+			Target: p.Addr, Attempts: tries, Amid: shortRun * 2, Spacing: max(r.cfg.Timeout/16, 2*r.rtt(p.Where)), Rate: rate, RTT: r.rtt(p.Where), Wait: r.sweepWait(p.Where),
 			Progress: func(done, _ int) { progress(done) }, Quiet: done,
 			Request: func(dst []byte, port uint16, attempt int) []byte {
 				m := r.message(p, port, base+attempt)
@@ -87,6 +87,9 @@ func (r *runner) sweepUDP(ctx context.Context, p Probe) []Observation {
 		}
 	}
 	r.lookAgain(ctx, got, ask)
+	if ctx.Err() != nil && r.cfg.Sweep {
+		got.doubt(scattered(ports, got, nil))
+	}
 	return runs(p, got, probed, func(o *Observation, a survey.Answer) {
 		if o.ByLocal = byLocal; byLocal {
 			o.Aimed = aimed
@@ -152,6 +155,14 @@ func (r *runner) secondLook(ctx context.Context, p Probe, ports scenarios.PortSe
 	return scattered(ports, got, r.seenBy(ctx, p))
 }
 
+// doubt takes back what was found out of silent ports that an interrupted run
+// would have looked at again.
+func (as answers) doubt(ports scenarios.PortSet) {
+	for port := range ports.All {
+		as[port].Fault = survey.Unfinished
+	}
+}
+
 // silent tells whether any port stayed silent.
 func (as answers) silent() bool {
 	for _, a := range as {
@@ -163,13 +174,14 @@ func (as answers) silent() bool {
 }
 
 // scattered lists the silent ports that may be the sweep's own doing. seen,
-// nil without a ledger, tells which of them the far end saw.
+// nil without a ledger, tells which of them the far end saw. What an interrupted
+// sweep has begun with is as silent.
 func scattered(ports scenarios.PortSet, got answers, seen *perPort) scenarios.PortSet {
 	const other, unseen, unanswered = 0, 1, 2
 	class := func(port uint16) int {
 		a := got[port]
 		switch {
-		case a == nil || a.Answered > 0 || a.Fault != survey.Timeout:
+		case a == nil || a.Answered > 0 || a.Fault != survey.Timeout && (a.Fault != survey.Unfinished || a.Sent == 0):
 			return other
 		case seen != nil && seen[port] > 0:
 			return unanswered
@@ -265,7 +277,7 @@ func (r *runner) sweepTCP(ctx context.Context, p Probe) []Observation {
 	return runs(p, got, probed, func(o *Observation, a survey.Answer) {
 		o.Stage = protocol.StageConnect
 		o.Sent = int(a.Sent)
-		if res := results[a.Port]; res != nil {
+		if res := results[a.Port]; res != nil && a.Fault != survey.Unfinished {
 			o.stream(*res)
 			o.RTT, o.Seen, o.Seconds = 0, netip.AddrPort{}, 0
 			return
@@ -306,6 +318,9 @@ func (r *runner) range_(ctx context.Context, p Probe, ports scenarios.PortSet, a
 	for len(next) > 0 && ctx.Err() == nil {
 		try(next)
 		next = between(ports, got)
+	}
+	if ctx.Err() != nil {
+		got.unbounded(ports)
 	}
 	var probed scenarios.PortSet
 	for port := range ports.All {
@@ -356,6 +371,27 @@ func between(ports scenarios.PortSet, got answers) scenarios.PortSet {
 		}
 	}
 	return next
+}
+
+// unbounded adds what a bisection that was broken off did not come to: every port
+// between two that fared differently, where the boundary was still to be looked
+// for, or of which one did not come to its end. The others fare as those around them.
+func (as answers) unbounded(ports scenarios.PortSet) {
+	for _, rg := range ports {
+		prev := -1
+		for port := int(rg.First); port <= int(rg.Last); port++ {
+			a, ok := as[uint16(port)]
+			if !ok {
+				continue
+			}
+			for p := prev + 1; prev >= 0 && p < port; p++ {
+				if b := as[uint16(prev)]; fared(a) != fared(b) || a.Fault == survey.Unfinished {
+					as[uint16(p)] = &survey.Answer{Port: uint16(p), Fault: survey.Unfinished}
+				}
+			}
+			prev = port
+		}
+	}
 }
 
 // fared is what tells two ports apart.

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"net/netip"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -151,6 +152,24 @@ func TestNeutralNameIsAsLongAndNobodys(t *testing.T) {
 	for name, want := range map[string]int{"remotedesktop-pa.googleapis.com": 31, "a.io": 9} {
 		if got := neutral(name); len(got) != want || got[len(got)-8:] != ".invalid" {
 			t.Errorf("%s becomes %s", name, got)
+		}
+	}
+}
+
+// Control may have tried the port beside the probe, and left it when another port
+// carried it.
+func TestHelloOfControlIsNoProbes(t *testing.T) {
+	o := Observation{Probe: 1, Addr: farAddr, Ports: ports(t, "443"), Sent: 1, Stage: "tls", Fault: "reset", TLS: handshakeOf(nil)}
+	stray := wire.Event{Transport: scenarios.TCP, Local: netip.AddrPortFrom(farAddr, 443), Stage: "tls", Fault: "eof",
+		TLS: handshakeOf(func(s *wire.TLSSeen) { s.HelloDigest = "02" })}
+	far := map[Where]*wire.Ledger{WhereFar: of(t, func(l *wire.Ledger) { l.Strays = []wire.Event{stray} }, sawSYN(t))}
+	for _, c := range []struct {
+		control []string
+		want    Verdict
+	}{{nil, Altered}, {[]string{"03"}, Altered}, {[]string{"03", "02"}, Cut}} {
+		f := []Finding{{Path: "A", Direction: scenarios.Out, Transport: scenarios.TCP, Protocol: "tls", Ports: o.Ports, Evidence: Evidence{Near: []Observation{o}}}}
+		if Judge(f, far, c.control...); f[0].Verdict != c.want {
+			t.Errorf("control %q: %s (%s), want %s", c.control, f[0].Verdict, f[0].Why, c.want)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -46,7 +47,12 @@ func isTURN(stage string) bool { return strings.HasPrefix(stage, "turn ") }
 // judgeTURN: STUN is answered, TURN ends early.
 func (e *portEvidence) judgeTURN() (Verdict, string) {
 	o := e.near
+	if why, _ := e.rewritten(); why != "" {
+		return Altered, why
+	}
 	switch {
+	case e.alteredThere(o.Probe) != nil:
+		return Altered, fmt.Sprintf("stage %s: the request arrived changed", o.Stage)
 	case o.Fault == protocol.FaultAltered, o.Fault == protocol.FaultForeign:
 		return Altered, fmt.Sprintf("stage %s: what came back is not what the relay or its peer sent: %s%s", o.Stage, o.Detail, e.gave())
 	case strings.HasPrefix(o.Detail, "the relay refuses"):
@@ -62,6 +68,56 @@ func (e *portEvidence) judgeTURN() (Verdict, string) {
 	return Cut, why + e.turnFar()
 }
 
+// turnChanged lays the messages that each end has of a transaction side by side
+// and tells the first attribute that arrived as another, was taken away or put in.
+func (e *portEvidence) turnChanged() string {
+	sent, heard := messages(e.near.Said.Sent), messages(e.near.Said.Heard)
+	for _, ev := range e.own() {
+		if ev.Said == nil {
+			continue
+		}
+		why := cmp.Or(attribute(sent, messages(ev.Said.Heard), "at the reflector"), attribute(messages(ev.Said.Sent), heard, "here"))
+		switch {
+		case why != "" && e.near.Stage != protocol.StageDone:
+			return fmt.Sprintf("stage %s: %s", e.near.Stage, why)
+		case why != "":
+			return why
+		}
+	}
+	return ""
+}
+
+// attribute tells the first difference of messages that arrived.
+func attribute(sent, heard [][]string, to string) string {
+	transaction := func(m []string) string { return m[0][strings.LastIndexByte(m[0], ' ')+1:] }
+	for _, s := range sent {
+		i := slices.IndexFunc(heard, func(h []string) bool { return transaction(h) == transaction(s) })
+		if i < 0 {
+			continue
+		}
+		if list := compare(s, heard[i]); len(list) > 0 {
+			return list[0].words(to)
+		}
+	}
+	return ""
+}
+
+// messages takes a record apart into messages (see protocol.STUNSaid), each of
+// which begins with what it is and its transaction.
+func messages(lines []string) (list [][]string) {
+	for len(lines) > 0 {
+		i := slices.Index(lines, "")
+		if i < 0 {
+			i = len(lines) // as many as are recorded
+		}
+		if i > 0 {
+			list = append(list, lines[:i])
+		}
+		lines = lines[min(i+1, len(lines)):]
+	}
+	return list
+}
+
 // turnFar says whether the reflector knows of the stage that failed.
 func (e *portEvidence) turnFar() string {
 	if !e.ledger || e.near.Fault != protocol.FaultTimeout {
@@ -69,7 +125,7 @@ func (e *portEvidence) turnFar() string {
 	}
 	n := 0
 	for _, ev := range e.events {
-		if ev.Stage == e.near.Stage {
+		if ev.Stage == e.near.Stage || ev.Stage == protocol.StageChallenge && e.near.Stage == protocol.StageAllocate {
 			n++
 		}
 	}

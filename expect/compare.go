@@ -76,7 +76,13 @@ const (
 	Opened    Kind = "opened"    // did not pass or work, and does now
 	Better    Kind = "better"    // passes or works better than before, or is closed as its document wants it
 	Different Kind = "different" // passed neither time, stopped another way
-	Untold    Kind = "untold"    // could not be told one of the two times
+
+	// Rejection: rejected both times, but by another kind of rejection. A reset
+	// ends an attempt at once, and some programs wait on after an ICMP error; but
+	// nothing gets through either way, so it is not Worse, and a failure only for
+	// those whom any change concerns.
+	Rejection Kind = "rejection"
+	Untold    Kind = "untold" // could not be told one of the two times
 )
 
 // A Change is the ports of one path and transport that changed alike.
@@ -98,7 +104,8 @@ type Change struct {
 // A State is how ports fared on one side. An empty verdict: not in the result.
 type State struct {
 	Verdict   client.Verdict    `json:"verdict,omitempty"`
-	Why       string            `json:"why,omitempty"` // where all of the ports have the same
+	Why       string            `json:"why,omitempty"`       // where all of the ports have the same
+	Rejection string            `json:"rejection,omitempty"` // "tcp reset", "icmp admin-prohibited"; where that is what changed
 	DecidedBy []client.Decision `json:"decidedBy,omitempty"`
 }
 

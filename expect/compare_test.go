@@ -259,3 +259,50 @@ func TestDoubtfulPairsSayWhy(t *testing.T) {
 		}
 	}
 }
+
+// rejected gives the ports of a result's first finding evidence of what rejected them.
+func rejected(r *client.Result, near ...client.Observation) *client.Result {
+	r.Findings[0].Evidence.Near = near
+	return r
+}
+
+func TestAnotherKindOfRejectionIsAChangeOfItsOwn(t *testing.T) {
+	icmp := func(ports, name, from string) client.Observation {
+		return client.Observation{Ports: set(ports), Fault: "icmp", ICMP: &client.ICMP{Type: 3, Code: 13, Name: name, From: netip.MustParseAddr(from)}}
+	}
+	reset := func(ports string) client.Observation {
+		return client.Observation{Ports: set(ports), Fault: "refused"}
+	}
+	const one, two = "A tcp 80 req: rejected", "A tcp 80-89 req: rejected"
+	prohibited := icmp("80", "icmp admin-prohibited", "10.77.1.1")
+	for _, tt := range []struct {
+		name     string
+		old, new *client.Result
+		want     []string
+	}{
+		{"a reset, then ICMP", rejected(result(one), reset("80")), rejected(result(one), prohibited), []string{"rejection 80: tcp reset -> icmp admin-prohibited"}},
+		{"another code", rejected(result(one), icmp("80", "icmp port-unreachable", "10.77.1.1")), rejected(result(one), prohibited), []string{"rejection 80: icmp port-unreachable -> icmp admin-prohibited"}},
+		{"another sender", rejected(result(one), prohibited), rejected(result(one), icmp("80", "icmp admin-prohibited", "10.77.1.9")), nil},
+		{"the same", rejected(result(one), reset("80")), rejected(result(one), reset("80")), nil},
+		{"nobody knows what it was", rejected(result(one)), rejected(result(one), prohibited), nil},
+		{"some ports of a range", rejected(result("A tcp 80-89 req: rejected 80-84, rejected 85-89"), reset("80-89")),
+			rejected(result("A tcp 80-89 req: rejected 80-84, rejected 85-89"), reset("80-84"), icmp("85-89", "icmp admin-prohibited", "10.77.1.1")),
+			[]string{"rejection 85-89: tcp reset -> icmp admin-prohibited"}},
+		{"both at once on one side", rejected(result(two), reset("80-89")), rejected(result(two), reset("80-84"), icmp("85-89", "icmp admin-prohibited", "10.77.1.1")), nil},
+	} {
+		c, err := Compare([]*client.Result{tt.old}, []*client.Result{tt.new}, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, x := range c.Pairs[0].Changes {
+			got = append(got, fmt.Sprintf("%s %s: %s -> %s", x.Kind, x.Ports, x.Old.Rejection, x.New.Rejection))
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+		if c.Fails(FailOnBroke, FailOnWorse, FailOnOpened) || c.Fails(FailOnChange) != (len(tt.want) > 0) {
+			t.Errorf("%s: the status counts it wrong", tt.name)
+		}
+	}
+}

@@ -263,11 +263,14 @@ func fails(list []client.Expectation) bool {
 	return slices.ContainsFunc(list, func(x client.Expectation) bool { return x.State != client.Holds })
 }
 
+// one is a single file.
+func one(results ...*client.Result) []Source { return []Source{{Results: results}} }
+
 // What was made from a result holds for it, and for no result that differs in
 // one verdict that was told.
 func TestExpectationsMadeFromAResultHoldForItAlone(t *testing.T) {
 	for name, r := range samples(t) {
-		data, err := Write([]*client.Result{r})
+		data, err := Write(one(r))
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -325,7 +328,7 @@ func TestResultsThatProveNothingAreNotExpectedAgain(t *testing.T) {
 		"the result of own as app over ipv4 is nothing to expect again: nothing passed in it, so that what was closed proves nothing": {dark},
 		"the result of own as app over ipv4 is nothing to expect again: nothing in it could be measured":                              {blind},
 	} {
-		if _, err := Write(r); err == nil || err.Error() != want {
+		if _, err := Write(one(r...)); err == nil || err.Error() != want {
 			t.Errorf("%v; want %s", err, want)
 		}
 	}
@@ -339,12 +342,12 @@ func TestNothingFromAResultBreaksOutOfTheFile(t *testing.T) {
 	}
 	r.Outcomes[0].Title, r.Outcomes[0].ID = "}\n- a: b", "sign-in"
 	r.Firewall = &client.Firewall{Name: "a: \"b\"\n# c"}
-	data, err := Write([]*client.Result{r, behind("other", webOpen)})
+	data, err := Write(one(r, behind("other", webOpen)))
 	if err == nil {
 		t.Errorf("a name of two lines was taken:\n%s", data)
 	}
 	r.Firewall.Name = `a: "b" # c`
-	if data, err = Write([]*client.Result{r, behind("other", webOpen)}); err != nil {
+	if data, err = Write(one(r, behind("other", webOpen))); err != nil {
 		t.Fatalf("%v\n%s", err, data)
 	}
 	f := parse(t, string(data))

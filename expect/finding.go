@@ -16,6 +16,9 @@ type share struct {
 	ports    scenarios.PortSet
 	state    State
 	attempts client.Attempts
+
+	rejection string           // by what, where that is known
+	runs      []client.Verdict // of several runs, each; "" where one does not have the ports
 }
 
 // portsOf are the ports by which a finding's parts are told: the near end's own
@@ -40,7 +43,7 @@ func sharesOf(f *client.Finding) []share {
 	}
 	var out []share
 	for _, p := range parts {
-		s := share{target: p.Target, ports: p.Ports, state: State{Verdict: p.Verdict, Why: p.Why, DecidedBy: p.DecidedBy}}
+		s := share{target: p.Target, ports: p.Ports, state: State{Verdict: p.Verdict, Why: p.Why, DecidedBy: p.DecidedBy}, rejection: f.Rejection(p)}
 		if p.Attempts != nil {
 			s.attempts = *p.Attempts
 		}
@@ -66,6 +69,9 @@ func compareFinding(old, new *client.Finding, o Options) (changes []Change, port
 		}
 		c := blank
 		c.Kind, c.Ports, c.Old, c.New = kind, m.ports, m.old.state, m.new.state
+		if kind == Rejection {
+			c.Old.Rejection, c.New.Rejection = m.old.rejection, m.new.rejection
+		}
 		c.Required = about.Need == scenarios.Required && (kind != Broke || !new.Survives())
 		rows = addRow(rows, row{c, m.target})
 	}
@@ -140,6 +146,8 @@ func unsure(v client.Verdict) bool {
 func kindOf(old, new share, need scenarios.Need) Kind {
 	a, b := old.state.Verdict, new.state.Verdict
 	switch {
+	case a == client.Rejected && b == client.Rejected && old.rejection != new.rejection && old.rejection != "" && new.rejection != "":
+		return Rejection
 	case a == b || unsure(a) && unsure(b):
 		return ""
 	case unsure(a) || unsure(b):
@@ -184,7 +192,7 @@ type row struct {
 func addRow(rows []row, r row) []row {
 	for i := range rows {
 		x := &rows[i]
-		if x.target != r.target || x.Old.Verdict != r.Old.Verdict || x.New.Verdict != r.New.Verdict || !sameRules(x.Old, r.Old) || !sameRules(x.New, r.New) {
+		if x.target != r.target || !alike(x.Old, r.Old) || !alike(x.New, r.New) {
 			continue
 		}
 		x.Ports = scenarios.Union(x.Ports, r.Ports)
@@ -200,6 +208,11 @@ func joined(a, b State) State {
 		a.Why = ""
 	}
 	return a
+}
+
+// alike tells whether two states differ by their reasons at most.
+func alike(a, b State) bool {
+	return a.Verdict == b.Verdict && a.Rejection == b.Rejection && sameRules(a, b)
 }
 
 func sameRules(a, b State) bool {
@@ -225,7 +238,7 @@ func gather(rows []row, all []string) []Change {
 	var out []Change
 	for _, r := range rows {
 		same := slices.IndexFunc(out, func(c Change) bool {
-			return c.Old.Verdict == r.Old.Verdict && c.New.Verdict == r.New.Verdict && slices.Equal(c.Ports, r.Ports) && sameRules(c.Old, r.Old) && sameRules(c.New, r.New)
+			return slices.Equal(c.Ports, r.Ports) && alike(c.Old, r.Old) && alike(c.New, r.New)
 		})
 		if same < 0 {
 			same = len(out)

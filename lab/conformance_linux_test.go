@@ -15,8 +15,9 @@ import (
 )
 
 // everyProtocol is a scenario with a path for each protocol and transport, on a
-// port of its own, by name.
-func everyProtocol(t testing.TB) *scenarios.Scenario {
+// port of its own, by name; more is what else paths over TCP have. HTTPS has
+// further ports, too.
+func everyProtocol(t testing.TB, more string, further ...int) *scenarios.Scenario {
 	t.Helper()
 	var b strings.Builder
 	b.WriteString(`schema: wallprobe/scenario/1
@@ -42,7 +43,7 @@ paths:
 			switch {
 			case protocol.On(name, transport) == nil:
 			case transport == scenarios.TCP:
-				path(name, transport, ", bytes: 100000, idle: 100ms")
+				path(name, transport, more)
 			default:
 				path(name, transport, "")
 			}
@@ -55,6 +56,10 @@ paths:
 	}
 	path(protocol.TURNS, scenarios.TCP, "")
 	path(protocol.Datagram, scenarios.UDP, "")
+	for _, n := range further {
+		port = n - 1
+		path("https", scenarios.TCP, more)
+	}
 	file := filepath.Join(t.TempDir(), "every-protocol.yaml")
 	if err := os.WriteFile(file, []byte(b.String()), 0o600); err != nil {
 		t.Fatal(err)
@@ -97,7 +102,7 @@ func letsOut(t testing.TB, s *scenarios.Scenario) lab.Firewall {
 func TestEveryProtocolPassesThroughAFirewallThatLetsItOut(t *testing.T) {
 	lab.NeedLab(t)
 	t.Parallel()
-	s := everyProtocol(t)
+	s := everyProtocol(t, ", bytes: 100000, idle: 100ms")
 	if len(s.Paths) < len(protocol.Names()) {
 		t.Fatalf("%d paths for %d protocols", len(s.Paths), len(protocol.Names()))
 	}

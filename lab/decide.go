@@ -23,6 +23,7 @@ type Chain struct {
 type ruleset struct {
 	chains []Chain
 	rules  []Rule
+	scopes []scope // of each rule
 	text   []byte
 }
 
@@ -51,6 +52,11 @@ type question struct {
 	asked   []asked // in the order of their ports
 	sampled bool    // rules may end between the ports that are asked for
 	answer  *[]client.Decision
+
+	result      *client.Result
+	finding     *client.Finding
+	target      string
+	unexplained *bool
 }
 
 type asked struct {
@@ -64,7 +70,10 @@ func questions(results []*client.Result, named []uint16, which func(client.Verdi
 	var out []question
 	for _, r := range results {
 		for i := range r.Findings {
-			out = append(out, questionsOf(&r.Findings[i], named)...)
+			for _, q := range questionsOf(&r.Findings[i], named) {
+				q.result = r
+				out = append(out, q)
+			}
 		}
 	}
 	return slices.DeleteFunc(out, func(q question) bool { return len(q.asked) == 0 || !which(q.verdict) })
@@ -80,17 +89,17 @@ func questionsOf(f *client.Finding, named []uint16) []question {
 		if len(f.LocalPorts) > 0 {
 			ports = f.LocalPorts
 		}
-		return []question{questionOf(f, client.Part{Verdict: f.Verdict, Ports: ports}, named, &f.DecidedBy)}
+		return []question{questionOf(f, client.Part{Verdict: f.Verdict, Ports: ports}, named, &f.DecidedBy, &f.Unexplained)}
 	}
 	var out []question
 	for i := range f.Parts {
-		out = append(out, questionOf(f, f.Parts[i], named, &f.Parts[i].DecidedBy))
+		out = append(out, questionOf(f, f.Parts[i], named, &f.Parts[i].DecidedBy, &f.Parts[i].Unexplained))
 	}
 	return out
 }
 
-func questionOf(f *client.Finding, p client.Part, named []uint16, answer *[]client.Decision) question {
-	q := question{verdict: p.Verdict, ports: p.Ports, answer: answer}
+func questionOf(f *client.Finding, p client.Part, named []uint16, answer *[]client.Decision, unexplained *bool) question {
+	q := question{verdict: p.Verdict, ports: p.Ports, answer: answer, finding: f, target: p.Target, unexplained: unexplained}
 	if p.Verdict == client.Unmeasured || p.Verdict == client.Refused || p.Verdict == client.Impostor {
 		return q
 	}

@@ -216,7 +216,7 @@ func verdicts(paths []client.Finding) map[string]client.Verdict {
 
 func TestEveryProtocolsVerdictNamesAFaultThatKnowsNoProtocol(t *testing.T) {
 	lab.NeedLab(t)
-	s := everyProtocol(t)
+	s := everyProtocol(t, ", bytes: 100000, idle: 100ms")
 	program := programFor(t)
 	measure := func(t *testing.T, g generic, ipv6 bool) []client.Finding {
 		c := lab.ConfigFor([]*scenarios.Scenario{s})

@@ -75,18 +75,18 @@ func ConfigFor(list []*scenarios.Scenario) Config {
 	return c
 }
 
-// StartReflector starts the measurement's reflectors alone. stop ends them in an
-// orderly way.
-func (w *World) StartReflector(ctx context.Context, m Measurement) (stop func(), err error) {
+// StartReflector starts the measurement's reflectors alone, and gives the key
+// that a client needs. stop ends them in an orderly way.
+func (w *World) StartReflector(ctx context.Context, m Measurement) (key wire.Key, stop func(), err error) {
 	t, err := w.trial(m)
 	if err != nil {
-		return nil, err
+		return wire.Key{}, nil, err
 	}
 	if err := t.startReflectors(ctx); err != nil {
 		t.end()
-		return nil, err
+		return wire.Key{}, nil, err
 	}
-	return func() { t.stop(); t.end() }, nil
+	return t.key, func() { t.stop(); t.end() }, nil
 }
 
 // trial prepares a measurement.
@@ -101,7 +101,7 @@ func (w *World) trial(m Measurement) (*trial, error) {
 		m.Timeout = DefaultTimeout
 	}
 	dir, err := os.MkdirTemp("", "wallprobe-lab-")
-	return &trial{world: w, m: m, dir: dir}, err
+	return &trial{world: w, m: m, dir: dir, key: wire.NewKey()}, err
 }
 
 // end ends what still runs and removes what was written: nobody reads it.
@@ -159,7 +159,11 @@ func (w *World) Measure(ctx context.Context, m Measurement) ([]*client.Result, e
 		}
 		joining.Wait()
 	}
-	if m.Explain == nil || !w.explains() || len(questions(results, nil, m.Explain)) == 0 {
+	if m.Explain == nil || !w.explains() {
+		return results, nil
+	}
+	withoutFirewall(results, m.Explain)
+	if len(questions(results, nil, m.Explain)) == 0 {
 		return results, nil
 	}
 	t.stop()
@@ -176,6 +180,7 @@ type trial struct {
 	world      *World
 	m          Measurement
 	dir        string
+	key        wire.Key
 	reflectors []*far
 }
 
@@ -193,7 +198,7 @@ func (t *trial) startReflectors(ctx context.Context) error {
 	if lan := t.world.Host(lan2Name); lan != nil {
 		t.reflectors = append(t.reflectors, &far{where: client.WhereLAN, host: lan})
 	}
-	if err := os.WriteFile(t.keyFile(), []byte(wire.NewKey().String()+"\n"), 0o600); err != nil {
+	if err := os.WriteFile(t.keyFile(), []byte(t.key.String()+"\n"), 0o600); err != nil {
 		return err
 	}
 	ready := make(chan error, len(t.reflectors))
@@ -209,6 +214,16 @@ func (t *trial) startReflectors(ctx context.Context) error {
 
 func (t *trial) keyFile() string { return filepath.Join(t.dir, "key") }
 
+// command is wallprobe itself on a host. Its ends live for seconds here: they
+// need not collect their garbage as often as one that stays (4 % of a run).
+func (t *trial) command(ctx context.Context, h *Host, args []string) *exec.Cmd {
+	cmd := h.Command(ctx, t.m.Program, args...)
+	if _, set := os.LookupEnv("GOGC"); !set {
+		cmd.Env = append(os.Environ(), "GOGC=400")
+	}
+	return cmd
+}
+
 // start starts a reflector and waits until it says that it is ready.
 func (t *trial) start(ctx context.Context, f *far) error {
 	f.journal = filepath.Join(t.dir, string(f.where)+".journal")
@@ -220,7 +235,7 @@ func (t *trial) start(ctx context.Context, f *far) error {
 		v4, v6 := f.host.Addrs()
 		args = append(args, "--listen", v4.String(), "--listen", v6.String())
 	}
-	cmd := f.host.Command(ctx, t.m.Program, append(args, t.m.Reflector...)...)
+	cmd := t.command(ctx, f.host, append(args, t.m.Reflector...))
 	f.stderr = new(bytes.Buffer)
 	cmd.Stderr = f.stderr
 	out, err := cmd.StdoutPipe()
@@ -337,7 +352,7 @@ func (t *trial) runClient(ctx context.Context, e nearEnd, out *firstByte) error 
 			args = append(args, "--path", p.ID)
 		}
 	}
-	cmd := host.Command(ctx, t.m.Program, append(args, t.m.Client...)...)
+	cmd := t.command(ctx, host, append(args, t.m.Client...))
 	var complaints bytes.Buffer
 	cmd.Stdout, cmd.Stderr = out, &complaints
 	// A client that is interrupted tells what it has measured so far.

@@ -1,8 +1,6 @@
 package lab_test
 
 import (
-	"os"
-	"path/filepath"
 	"sync"
 	"testing"
 
@@ -15,14 +13,7 @@ import (
 // test, and gives its key.
 func startReflector(t *testing.T, w *lab.World, s *scenarios.Scenario, args ...string) (key wire.Key, stop func()) {
 	t.Helper()
-	key = wire.NewKey()
-	file := filepath.Join(t.TempDir(), "key")
-	if err := os.WriteFile(file, []byte(key.String()+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	stop, err := w.StartReflector(t.Context(), lab.Measurement{
-		Scenarios: []*scenarios.Scenario{s}, Program: programFor(t), Reflector: append([]string{"--key-file", file}, args...),
-	})
+	key, stop, err := w.StartReflector(t.Context(), lab.Measurement{Scenarios: []*scenarios.Scenario{s}, Program: programFor(t), Reflector: args})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -17,36 +17,56 @@ import (
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
-// Explain adds to findings of results, those with a verdict that which takes, the rules that
-// decided them. For that it sends a few packets like those of each finding and follows them through the
-// rules; counters count these as well. Reflectors and clients must have ended.
+// Explain adds to findings of results, those with a verdict that which takes, the
+// rules that decided them, and marks those that no rule can have made. For that it
+// sends a few packets like those of each finding and follows them through the rules;
+// counters count these as well, and rules that remember anything are loaded anew.
+// Reflectors and clients must have ended.
 func (w *World) Explain(ctx context.Context, results []*client.Result, which func(client.Verdict) bool) error {
 	set, err := w.ruleset()
 	if err != nil {
 		return err
 	}
-	all := questions(results, namedPorts(set.text), which)
-	fates := make(map[flow]*fate)
-	var flows []flow
-	for _, q := range all {
-		for _, a := range q.asked {
-			if fates[a.flow] == nil {
-				fates[a.flow] = new(fate)
-				flows = append(flows, a.flow)
-			}
+	if set.deep() && len(w.loaded.Dumps)+len(w.loaded.Boxes) == 0 {
+		// What the rules remember of the run, such as a quota that is used up,
+		// would stop packets that they let pass at first.
+		if err := w.load(ctx, w.loaded); err != nil {
+			return err
+		}
+		if set, err = w.ruleset(); err != nil {
+			return err
 		}
 	}
-	if len(flows) == 0 {
-		return nil
-	}
-	if err := w.replay(ctx, flows, fates, set); err != nil {
-		return fmt.Errorf("trace packets through the firewall: %w", err)
+	all := questions(results, namedPorts(set.text), which)
+	fates := make(map[flow]*fate)
+	// A packet that was not seen to the end is sent once more: a busy machine is late.
+	for range 2 {
+		flows := unfollowed(all, fates)
+		if len(flows) == 0 {
+			break
+		}
+		for _, f := range flows {
+			fates[f] = new(fate)
+		}
+		if err := w.replay(ctx, flows, fates, set); err != nil {
+			return fmt.Errorf("trace packets through the firewall: %w", err)
+		}
 	}
 	rules := set.byRef()
 	for i := range all {
 		all[i].decide(fates, rules)
 	}
+	w.attribution(set, results).settle(all, fates)
 	return nil
+}
+
+// attribution knows the rules, the interfaces, and what else stands in the way.
+func (w *World) attribution(set *ruleset, results []*client.Result) *attribution {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	a := &attribution{set: set, results: results, inside: w.config.Inside.Name, outside: w.config.Outside.Name, boxes: w.loaded.Boxes, elsewhere: w.config.Far != nil}
+	a.translated = slices.ContainsFunc(set.rules, func(r Rule) bool { return r.Verdict == "dnat" || r.Verdict == "redirect" })
+	return a
 }
 
 const (
@@ -65,8 +85,14 @@ func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, 
 		type filter hook prerouting priority -400; policy accept;
 		meta l4proto { tcp, udp } meta nftrace set 1
 	}
+	chain %s {
+		type filter hook postrouting priority 2147483647; policy accept;
+	}
+	chain %s {
+		type filter hook input priority 2147483647; policy accept;
+	}
 }
-`, name)
+`, name, forwarded, delivered)
 	if _, err := firewall.NFT(ctx, []byte(table), "-f", "-"); err != nil {
 		return err
 	}
@@ -239,10 +265,6 @@ func (p *player) listen(e *ends) error {
 	return nil
 }
 
-// The own ports of datagrams: as the client's, outside the ranges that rules
-// speak of.
-const ownFirst, ownLast = 20000, 29999
-
 // call opens the near end of a flow and sends the first packet.
 func (h *Host) call(e *ends) (err error) {
 	own, v6 := h.Addrs()
@@ -255,7 +277,7 @@ func (h *Host) call(e *ends) (err error) {
 	}
 	for range tries {
 		if tries > 1 {
-			port = uint16(ownFirst + rand.IntN(ownLast-ownFirst+1))
+			port = uint16(client.OwnFirst + rand.IntN(client.OwnLast-client.OwnFirst+1)) // as the client draws them
 		}
 		if e.caller, err = bound(e.flow.transport, netip.AddrPortFrom(own, port)); err == nil {
 			break
@@ -416,13 +438,21 @@ func (p *player) take(b []byte) {
 		if err != nil {
 			continue
 		}
-		if e.chain[1] == p.table {
+		k := p.known[e.packet]
+		switch end := ending(e.chain[2]); {
+		case e.chain[1] != p.table:
+		case end == forwarded || end == delivered:
+			if k != nil {
+				k.course.end = end
+			}
+			continue
+		default:
 			if e.header != (packetHeader{}) { // the first event of a packet
 				p.known[e.packet] = p.packetOf(e.header)
 			}
 			continue
 		}
-		if k := p.known[e.packet]; k != nil {
+		if k != nil {
 			k.course.step(e, p.chain)
 			if k.late && k.course.dropped != (ruleRef{}) && k.fate.late.dropped == (ruleRef{}) {
 				k.fate.late, k.fate.lateBack = *k.course, k.back

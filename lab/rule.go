@@ -93,7 +93,7 @@ func parseRules(list, text []byte) (*ruleset, error) {
 		index[chain]++
 		r.Index = index[chain]
 		r.Text = texts[ruleKey{chain, r.Handle}]
-		out.rules = append(out.rules, r)
+		out.rules, out.scopes = append(out.rules, r), append(out.scopes, scopeOf(o.Rule.Expr))
 	}
 	return out, nil
 }

@@ -180,12 +180,23 @@ type ruleRef struct {
 // through. A zero ruleRef is none.
 type course struct {
 	begun      bool
+	end        ending
 	dropped    ruleRef
 	let        ruleRef // the rule or policy that let it be forwarded
 	translated ruleRef // that gave it another destination
 	base       Chain   // the chain with a hook that it is in
 	chosen     bool    // let is a rule, and not the policy of a chain
 }
+
+// An ending is where a packet was seen last, when no rule had dropped it before.
+type ending string
+
+// The endings, which are the names of the chains that see them, in a table of
+// the lab's own. "" is none: where it went was not seen.
+const (
+	forwarded ending = "forwarded" // it left the firewall
+	delivered ending = "delivered" // it was for the firewall itself, which no rule had to do with
+)
 
 // step takes an event into account; chain tells what is listed of one. Every
 // chain that a packet comes by as it is forwarded must accept: the one that does

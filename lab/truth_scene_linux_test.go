@@ -39,6 +39,8 @@ var flows = map[string]flow{
 	"UDP-RANGE": {"udp", "31000-31127", ""},
 	"TCP-RANGE": {"tcp", "31200-31327", ""},
 	"OWN-RANGE": {"udp", "8005", "32000-32127"},
+	"CALL":      {"tcp", "12000", ""}, // of this end
+	"CALL-UDP":  {"udp", "12001", ""},
 }
 
 // singles and ranges are the paths of two of the scenarios; datagrams and

@@ -2,9 +2,16 @@ package lab_test
 
 import (
 	"cmp"
+	"encoding/binary"
 	"fmt"
+	"io"
+	"net"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
+
+	"github.com/pion/stun"
 
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/lab"
@@ -94,6 +101,94 @@ func turnRows() []row {
 	}
 }
 
+// turnAttribute changes an attribute of the messages of one type on paths TURN-UDP
+// and TURN-TCP, or adds it, and makes their fingerprint good again.
+func turnAttribute(from middlebox.Side, typ stun.MessageType, attr stun.AttrType) func(*scene) {
+	edit := func(side middlebox.Side, b []byte) []byte {
+		m := stun.New()
+		if side != from || stun.Decode(b, m) != nil || m.Type != typ {
+			return b
+		}
+		if v, err := m.Get(attr); err == nil {
+			v[len(v)-1] ^= 1 // the value is a part of Raw
+		} else {
+			m.Add(attr, []byte("box"))
+		}
+		if print, err := m.Get(stun.AttrFingerprint); err == nil {
+			const size = 8 // the CRC is of what comes before it
+			binary.BigEndian.PutUint32(print, stun.FingerprintValue(m.Raw[:len(m.Raw)-size]))
+		}
+		return m.Raw
+	}
+	return func(s *scene) {
+		s.serve(middlebox.UDP{Ports: "3480", Edit: edit}.Open(s.firewall()))
+		s.serve(middlebox.TCP{Ports: "3480", Between: stunFrames(edit)}.Open(s.firewall()))
+	}
+}
+
+// stunFrames passes on a stream message by message.
+func stunFrames(edit func(middlebox.Side, []byte) []byte) func(client, server net.Conn) {
+	return func(client, server net.Conn) {
+		var both sync.WaitGroup
+		pass := func(side middlebox.Side, from, to net.Conn) {
+			defer to.Close()
+			for {
+				head := make([]byte, 4)
+				if _, err := io.ReadFull(from, head); err != nil {
+					return
+				}
+				size := int(binary.BigEndian.Uint16(head[2:]))
+				if head[0] < 4 {
+					size += 16 // the rest of the header
+				}
+				rest := make([]byte, (size+3)&^3)
+				if _, err := io.ReadFull(from, rest); err != nil {
+					return
+				}
+				if _, err := to.Write(edit(side, append(head, rest...))); err != nil {
+					return
+				}
+			}
+		}
+		both.Go(func() { pass(middlebox.Client, client, server) })
+		both.Go(func() { pass(middlebox.Server, server, client) })
+		both.Wait()
+	}
+}
+
+// turnAttributes are rows in which one attribute does not arrive as it was sent.
+func turnAttributes() []row {
+	allocate := func(c stun.MessageClass) stun.MessageType { return stun.NewType(stun.MethodAllocate, c) }
+	permission := func(c stun.MessageClass) stun.MessageType { return stun.NewType(stun.MethodCreatePermission, c) }
+	changed := func(name string, from middlebox.Side, typ stun.MessageType, attr stun.AttrType, stage, why string) row {
+		return row{name: name + " changed", family: "ipv4", rules: firewall(""), boxes: turnAttribute(from, typ, attr),
+			want: all(fact{Verdict: client.Altered, Why: "stage turn " + stage + ": " + why}, "TURN-UDP", "TURN-TCP")}
+	}
+	return []row{
+		changed("the realm of a challenge", middlebox.Server, allocate(stun.ClassErrorResponse), stun.AttrRealm,
+			"allocate", `"REALM wallprobe" was sent, "REALM wallprobd" arrived here`),
+		changed("the nonce of a challenge", middlebox.Server, allocate(stun.ClassErrorResponse), stun.AttrNonce,
+			"allocate", `"NONCE …" was sent, "NONCE …" arrived here`),
+		changed("the code of a challenge", middlebox.Server, allocate(stun.ClassErrorResponse), stun.AttrErrorCode,
+			"allocate", `"ERROR-CODE 401…" was sent, "ERROR-CODE 400…" arrived here`),
+		changed("the realm of a request", middlebox.Client, permission(stun.ClassRequest), stun.AttrRealm,
+			"permission", `"REALM wallprobe" was sent, "REALM wallprobd" arrived at the reflector`),
+		changed("the nonce of a request", middlebox.Client, permission(stun.ClassRequest), stun.AttrNonce,
+			"permission", `"NONCE …" was sent, "NONCE …" arrived at the reflector`),
+		changed("the user of a request", middlebox.Client, permission(stun.ClassRequest), stun.AttrUsername,
+			"permission", `"USERNAME wp-…" was sent, …"USERNAME wp-…" arrived at the reflector`),
+		changed("the peer of a request", middlebox.Client, permission(stun.ClassRequest), stun.AttrXORPeerAddress,
+			"permission", `"XOR-PEER-ADDRESS 198.51.100.10:7" was sent, "XOR-PEER-ADDRESS 198.51.100.11:7" arrived at the reflector`),
+		changed("the address of an answer", middlebox.Server, allocate(stun.ClassSuccessResponse), stun.AttrXORRelayedAddress,
+			"allocate", `"XOR-RELAYED-ADDRESS 198.51.100.10:…" was sent, "XOR-RELAYED-ADDRESS 198.51.100.11:…" arrived here`),
+		changed("the signature of an answer", middlebox.Server, permission(stun.ClassSuccessResponse), stun.AttrMessageIntegrity,
+			"permission", `"MESSAGE-INTEGRITY 0x…" was sent, "MESSAGE-INTEGRITY 0x…" arrived here`),
+		// What stops nothing has not arrived as it was sent all the same.
+		{name: "software put into a challenge", family: "ipv4", rules: firewall(""), boxes: turnAttribute(middlebox.Server, allocate(stun.ClassErrorResponse), stun.AttrSoftware),
+			want: all(fact{Verdict: client.Altered, Near: "done", Why: `"SOFTWARE box" was put in before it arrived here`}, "TURN-UDP", "TURN-TCP")},
+	}
+}
+
 // turnStage drops the requests of one type over UDP.
 func turnStage(what, typ, stage, why string) row {
 	return row{name: what + " dropped", rules: firewall(turnOut(stunType(typ), "drop", "TURN-UDP")), want: all(fact{
@@ -128,7 +223,7 @@ func iceRows() []row {
 func TestTURNAndICEVerdictsNameTheInjectedFault(t *testing.T) {
 	lab.NeedLab(t)
 	program := programFor(t)
-	for _, r := range append(turnRows(), iceRows()...) {
+	for _, r := range slices.Concat(turnRows(), turnAttributes(), iceRows()) {
 		r.scenario = cmp.Or(r.scenario, "turn")
 		r.holds(t, program)
 	}

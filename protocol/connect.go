@@ -133,13 +133,13 @@ func (s *httpServer) serveTunnel(c net.Conn, x *httpExchange) error {
 		return err
 	}
 	s.reached(x, StageTLS)
-	tc, seen, err := acceptTLS(s.ctx, c, s.far)
+	tc, seen, err := acceptTLS(s.ctx, c, s.far, nil)
 	x.event.TLS = seen
 	if err != nil {
 		return err
 	}
 	for _, e := range serveHTTPOn(s.ctx, recorded(s.ctx, tc, s.conn.said), s.far) {
-		x.event.Stage, x.event.Fault, x.event.BytesIn, x.event.BytesOut = e.Stage, e.Fault, e.BytesIn, e.BytesOut
+		x.event.Stage, x.event.Fault, x.event.BytesIn, x.event.BytesOut, x.event.Pause = e.Stage, e.Fault, e.BytesIn, e.BytesOut, e.Pause
 	}
 	tc.SetDeadline(time.Now().Add(time.Second))
 	return tc.CloseWrite()

@@ -38,7 +38,7 @@ type ftpFar struct {
 	carried bool           // all that the token asked for
 	late    bool           // said after the silence
 	trouble error          // of the last transfer
-	until   time.Time      // no command is heard after it
+	all     *allowance     // no command is heard after it
 	panics  panics
 	tls     *tls.Conn // around the control connection, since AUTH TLS
 	sized   bool      // by PBSZ, which comes before PROT
@@ -49,7 +49,7 @@ type ftpFar struct {
 func serveFTP(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	c, stop := bind(ctx, c)
 	defer stop()
-	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()), until: time.Now().Add(unprovenTime)}
+	f := &ftpFar{dialogue: newDialogue(c, farStall), ctx: ctx, far: far, e: Arrived(c, far.Now()), all: allow(unprovenTime)}
 	f.e.Stage = StageBanner
 	far.Tell(f.said)
 	defer f.forget()
@@ -84,7 +84,7 @@ func (f *ftpFar) next() error {
 	if f.carried && f.m.Idle > 0 && !f.late {
 		return f.silence()
 	}
-	line, err := f.hearBy(sooner(time.Now().Add(f.stall), f.until))
+	line, err := f.hearBy(sooner(time.Now().Add(f.stall), f.until()))
 	if err != nil {
 		return err
 	}
@@ -110,6 +110,12 @@ func (f *ftpFar) next() error {
 	return f.say("530 log in with a token as user name")
 }
 
+// until is the end of all: what files moved buys time.
+func (f *ftpFar) until() time.Time {
+	f.all.moved.Store(f.e.BytesIn + f.e.BytesOut)
+	return f.all.until()
+}
+
 // ftpCommand splits a line. Clients send a telnet interrupt before ABOR (RFC
 // 959 section 4.1.3), and are free to write verbs small.
 func ftpCommand(line string) (verb, arg string) {
@@ -131,7 +137,7 @@ func (f *ftpFar) login(name string) error {
 		return err
 	}
 	f.m, f.keys, f.stall = replyTo(m, f.RemoteAddr(), f.far.Now()), keys, ftpPatience
-	f.until = overallBound(m.Bytes, m.Idle, strangersTime)
+	f.all = allow(strangersTime + m.Idle)
 	f.e.Answered, f.e.Stage = true, StageData
 	return f.say("230 logged in, %s", AnswerToken(m, keys, f.RemoteAddr(), f.far))
 }
@@ -270,7 +276,7 @@ func (f *ftpFar) connect(ctx context.Context) (net.Conn, error) {
 
 // transfer makes the data connection, moves a file over it and says how that
 // went. The control connection is watched meanwhile.
-func (f *ftpFar) transfer(size uint32, move func(net.Conn) error) error {
+func (f *ftpFar) transfer(move func(net.Conn) error) error {
 	ctx, cancel := context.WithCancel(f.ctx)
 	defer cancel()
 	watched := f.watch(cancel)
@@ -279,8 +285,12 @@ func (f *ftpFar) transfer(size uint32, move func(net.Conn) error) error {
 	if err == nil {
 		defer context.AfterFunc(ctx, func() { c.Close() })()
 		if code, err = "226", f.begin(); err == nil {
-			if err = f.protect(ctx, meter(c, size, farStall), move); err != nil {
+			m, before := meter(c, farStall), f.e.BytesIn
+			if err = f.protect(ctx, m, move); err != nil {
 				code = "451"
+			}
+			if f.e.BytesIn > before {
+				f.e.Pause = m.stood(f.e.Pause, err != nil)
 			}
 			if errors.Is(err, errAltered) {
 				code = "550" // as the same file would fare again
@@ -308,7 +318,11 @@ func (f *ftpFar) begin() error {
 func (f *ftpFar) open(ctx context.Context) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, farStall)
 	defer cancel()
-	return f.connect(ctx)
+	c, err := f.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return Patient(c, false), nil
 }
 
 // watch calls lost when the control connection ends or asks to abort. The
@@ -348,7 +362,7 @@ func (f *ftpFar) retrieve(name string) error {
 	if !ok || from > n {
 		return f.say("550 files are called N.bin and have N bytes")
 	}
-	return f.transfer(n-from, func(c net.Conn) error {
+	return f.transfer(func(c net.Conn) error {
 		s := f.keys.NewStream(wire.Reply, f.m.Probe, f.m.Attempt)
 		if _, err := io.CopyN(io.Discard, s, int64(from)); err != nil {
 			return err
@@ -367,11 +381,7 @@ func (f *ftpFar) store(name string) error {
 		f.from = 0
 		return f.say("504 files are stored from their beginning")
 	}
-	size := n
-	if !known {
-		size = MaxBytes
-	}
-	return f.transfer(size, func(c net.Conn) error {
+	return f.transfer(func(c net.Conn) error {
 		if !known {
 			got, err := discard(c)
 			f.e.BytesIn += got
@@ -413,7 +423,7 @@ func (f *ftpFar) list(verb string) error {
 		}
 		text = b.String()
 	}
-	return f.transfer(0, func(c net.Conn) error {
+	return f.transfer(func(c net.Conn) error {
 		c.SetWriteDeadline(time.Now().Add(farStall))
 		_, err := io.WriteString(c, text)
 		f.carried = err == nil && f.m.Bytes == 0

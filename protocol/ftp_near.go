@@ -166,20 +166,22 @@ func (n *ftpNear) transfer(command string, size uint32, move func(net.Conn) erro
 	if n.x.Variant == ftpActive || n.x.Variant == ftpExtendedActive {
 		open = n.active
 	}
-	c, err := open(command)
+	data, err := open(command)
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	c, stop := bind(n.ctx, c)
+	data = Patient(data, true)
+	defer data.Close()
+	c, stop := bind(n.ctx, data)
 	defer stop()
 	n.r.Step += ", " + command
-	m := meter(c, size, n.x.Stall)
+	m := meter(c, n.x.Stall)
 	if err := move(m); err != nil {
 		return err
 	}
-	c.Close() // the end of a file is the end of its connection
-	// What was sent may still be on its way.
+	// The end of a file is the end of its connection. What was sent may still be
+	// on its way.
+	Part(n.ctx, data, n.x.Stall)
 	stall := n.stall
 	n.stall += drain(size)
 	_, err = n.told("226")

@@ -45,7 +45,7 @@ func (f *ftpFar) authenticate(mechanism string) error {
 		return err
 	}
 	f.e.Stage = StageTLS
-	tc, seen, err := acceptTLS(f.ctx, f.Conn, f.far)
+	tc, seen, err := acceptTLS(f.ctx, f.Conn, f.far, nil)
 	f.e.TLS = seen
 	if err != nil {
 		return err
@@ -81,7 +81,7 @@ func (f *ftpFar) protect(ctx context.Context, c *metered, move func(net.Conn) er
 	if !f.private {
 		return move(c)
 	}
-	tc, _, err := acceptTLS(ctx, c, f.far)
+	tc, _, err := acceptTLS(ctx, c, f.far, nil)
 	if err != nil {
 		return err
 	}

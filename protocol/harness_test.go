@@ -26,7 +26,9 @@ import (
 )
 
 // same compares addresses by value, and nil with empty.
-var same = cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.EquateErrors()}
+// same leaves out pauses, which differ from run to run.
+var same = cmp.Options{cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty(), cmpopts.EquateErrors(),
+	cmpopts.IgnoreFields(wire.Event{}, "Pause")}
 
 var farClock = time.Date(2026, 3, 14, 15, 9, 26, 0, time.UTC)
 
@@ -38,6 +40,8 @@ type testFar struct {
 	mem   *memoryNet                      // of further connections; nil is loopback
 	told  atomic.Pointer[wire.Transcript] // the last of them; nil is none
 
+	shaken atomic.Pointer[wire.TLSSeen] // the same
+
 	further atomic.Int32 // connections that it was asked to make or wait for
 }
 
@@ -48,7 +52,18 @@ func (f *testFar) Prove(p []byte, _ net.Addr) (wire.Message, *wire.Keys, error) 
 
 func (f *testFar) Tell(said *wire.Transcript) { f.told.Store(said) }
 
-func (f *testFar) Control() http.Handler { return http.NotFoundHandler() }
+func (f *testFar) Shake(seen wire.TLSSeen) { f.shaken.Store(&seen) }
+
+// Control answers calls to /good as one of a session.
+func (f *testFar) Control() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == wire.ControlPath+"good" {
+			w.Header().Set(wire.MACHeader, "good")
+			return
+		}
+		http.NotFound(w, r)
+	})
+}
 
 func (f *testFar) Certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) { return f.cert, nil }
 

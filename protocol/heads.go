@@ -286,6 +286,9 @@ func leave(c net.Conn, stall time.Duration) {
 	io.Copy(io.Discard, io.LimitReader(c, maxHead))
 }
 
+// NetConn is what HTTP is spoken over, as that of tls.Conn.
+func (h *httpConn) NetConn() net.Conn { return h.Conn }
+
 // CloseWrite ends this end's half, where there are halves.
 func (h *httpConn) CloseWrite() error {
 	if w, ok := h.Conn.(interface{ CloseWrite() error }); ok {

@@ -81,7 +81,7 @@ func TestOfferReplacesTheProtocolsOwnNames(t *testing.T) {
 		near, far := pair(t)
 		heard := make(chan *wire.TLSSeen, 1)
 		go func() {
-			_, seen, _ := acceptTLS(t.Context(), far, f)
+			_, seen, _ := acceptTLS(t.Context(), far, f, nil)
 			heard <- seen
 		}()
 		_, sent, res := x.overTLS(t.Context(), near, "http/1.1")

@@ -238,11 +238,20 @@ func TestTransparentProxyShowsInTheHeads(t *testing.T) {
 	var wg sync.WaitGroup
 	wg.Go(func() { events = f.serve(t.Context(), plainHTTP, far); far.Close() })
 	tr := &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}
-	proxy := &http.Server{Handler: &httputil.ReverseProxy{Transport: tr, Rewrite: func(r *httputil.ProxyRequest) {
+	forward := &httputil.ReverseProxy{Transport: tr, Rewrite: func(r *httputil.ProxyRequest) {
 		r.SetURL(&url.URL{Scheme: "http", Host: "cache.local"})
 		r.SetXForwarded()
 		r.Out.Header.Set("Via", "1.1 squid")
-	}}}
+	}}
+	proxy := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// Else the server closes the request's body when the answer begins, maybe
+		// before the transport has seen its end; that then gives up its connection,
+		// and here there is no other.
+		if err := http.NewResponseController(w).EnableFullDuplex(); err != nil {
+			t.Error(err)
+		}
+		forward.ServeHTTP(w, r)
+	})}
 	between := newHTTPConn(t.Context(), a)
 	wg.Go(func() { proxy.Serve(&oneConn{conn: between}) })
 	res := probeHTTP(t.Context(), near, x)

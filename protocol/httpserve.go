@@ -24,6 +24,7 @@ const (
 	httpQuiet    = 2 * time.Minute
 	httpTime     = maxRequests * httpQuiet
 	bodyTime     = 30 * time.Second // for the whole body of who proved nothing
+	unsent       = time.Second      // for which an answer may be under way inside this end
 )
 
 // serveHTTP is the far end of everything that begins as HTTP, in TLS or not,
@@ -52,6 +53,8 @@ func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 		ErrorLog:    log.New(io.Discard, "", 0),
 	}
 	defer time.AfterFunc(farStall, s.unasked).Stop()
+	s.clock = time.AfterFunc(unprovenTime, s.unproven)
+	defer s.clock.Stop()
 	server.Serve(&oneConn{conn: h})
 	s.end()
 	h.settle()
@@ -89,18 +92,23 @@ type httpServer struct {
 	conn    *httpConn
 	arrived wire.Event
 
-	step sync.Mutex // held by the one exchange under way
+	clock *time.Timer // of unproven
+	step  sync.Mutex  // held by the one exchange under way
 
-	mu        sync.Mutex
-	wg        sync.WaitGroup
-	over      bool // no request begins any more
-	requests  int
-	control   bool // some were control calls
-	told      bool // ledgers tell of the connection
-	outside   int  // lines of the record that were heard before it, outside a tunnel
-	exchanges []*httpExchange
-	panics    panics
-	unread    error // what kept the token in a body from being read
+	mu         sync.Mutex
+	wg         sync.WaitGroup
+	over       bool // no request begins any more
+	requests   int
+	answering  int       // of the requests
+	answeredAt time.Time // the last of them
+	control    bool      // some were control calls
+	known      bool      // a token, or a control call, proved a session
+	late       bool      // nothing had in time: whatever is answered is the last
+	told       bool      // ledgers tell of the connection
+	outside    int       // lines of the record that were heard before it, outside a tunnel
+	exchanges  []*httpExchange
+	panics     panics
+	unread     error // what kept the token in a body from being read
 }
 
 // An httpExchange is what one token asks for.
@@ -122,6 +130,22 @@ func (s *httpServer) unasked() {
 	}
 }
 
+// unproven ends a connection on which nobody has proved anything in time, however
+// often the page is asked for: who wants it once more connects anew. What is being
+// answered then comes to its end.
+func (s *httpServer) unproven() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.known || s.over:
+	case s.answering > 0 || time.Since(s.answeredAt) < unsent: // the library sends it after the handler has returned
+		s.late = true
+		s.clock.Reset(unsent)
+	default:
+		s.conn.giveUp()
+	}
+}
+
 // end waits for all requests after the connection was closed.
 func (s *httpServer) end() {
 	s.mu.Lock()
@@ -139,8 +163,18 @@ func (s *httpServer) begin(control bool) (last, ok bool) {
 	}
 	s.wg.Add(1)
 	s.requests++
+	s.answering++
 	s.control = s.control || control
-	return s.requests >= maxRequests, true
+	return s.requests >= maxRequests || s.late, true
+}
+
+// answered counts a request out.
+func (s *httpServer) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answering--
+	s.answeredAt = time.Now()
+	s.wg.Done()
 }
 
 // tell lets ledgers tell of the connection before it says anything, unless it is
@@ -161,7 +195,7 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !ok {
 		return
 	}
-	defer s.wg.Done()
+	defer s.answered()
 	defer s.panics.keep(func() { s.conn.Close() })
 	s.tell()
 	a := &answer{ResponseWriter: w, r: r, s: s}
@@ -176,6 +210,9 @@ func (s *httpServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case control:
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(httpQuiet)) // ledgers are long
 		s.far.Control().ServeHTTP(w, r)
+		s.mu.Lock()
+		s.known = s.known || w.Header().Get(wire.MACHeader) != ""
+		s.mu.Unlock()
 	case framed && r.Method == http.MethodPost && (path == "" || path == pathData || path == pathLate):
 		s.framed(a, "/"+strings.TrimPrefix(path, "/"))
 	case r.Method == http.MethodConnect:
@@ -324,6 +361,7 @@ func (s *httpServer) exchange(text string) (*httpExchange, error) {
 		e.Fault = faultOf(err)
 		return nil, nil
 	}
+	s.known = true
 	x.keys, x.reply = keys, replyTo(m, s.conn.RemoteAddr(), s.far.Now())
 	if m.Idle > MaxIdle {
 		err = fmt.Errorf("asked for %v of idling; at most %v", m.Idle, MaxIdle)
@@ -377,8 +415,9 @@ func (s *httpServer) serveData(a *answer, x *httpExchange) error {
 		return fmt.Errorf("a body of %d bytes: %w", a.r.ContentLength, errAltered)
 	}
 	rc.SetWriteDeadline(atLatest(m.Bytes, 2*farStall)) // HTTP/2 would break off a longer request
-	body := pacedReader{Reader: a.r.Body, deadline: rc.SetReadDeadline}
+	body := pacedReader{a.r.Body, newPace(), rc.SetReadDeadline}
 	n, err := checkStream(body, x.keys.NewStream(wire.Request, m.Probe, m.Attempt), m.Bytes, farStall)
+	s.stood(x, body.pace, err != nil)
 	s.moved(x, n, 0)
 	if err == nil {
 		err = atEnd(body)
@@ -406,6 +445,13 @@ func (s *httpServer) moved(x *httpExchange, in, out int64) {
 	defer s.mu.Unlock()
 	x.event.BytesIn += in
 	x.event.BytesOut += out
+}
+
+// stood notes the pauses of what came in the data phase.
+func (s *httpServer) stood(x *httpExchange, p *pace, awaited bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	x.event.Pause = p.stood(x.event.Pause, awaited)
 }
 
 // An answerBody is the body of an answer.

@@ -64,6 +64,7 @@ type ICENet struct {
 	Binding func(id [stun.TransactionIDSize]byte) ([]byte, error)
 	Asked   []netip.AddrPort // the servers that are asked over UDP; pion would ask those of TCP as well
 	Dialing time.Duration    // how long TCP may take; 0 is without limit
+	Hellos  Hellos           // of relays over TLS
 
 	mu    sync.Mutex
 	shut  bool
@@ -115,7 +116,7 @@ func (n *ICENet) DialTCP(_ string, _, to *net.TCPAddr) (transport.TCPConn, error
 	if err != nil {
 		return nil, err
 	}
-	s := &iceStream{TCPConn: c.(*net.TCPConn)}
+	s := &iceStream{TCPConn: c.(*net.TCPConn), hellos: &n.Hellos}
 	return s, n.keep(s)
 }
 
@@ -239,10 +240,16 @@ func (c *icePackets) end() { c.waits.end(); _ = c.UDPConn.SetReadDeadline(time.U
 // iceStream is a TCP connection to a relay.
 type iceStream struct {
 	*net.TCPConn
-	waits waits
+	waits  waits
+	hellos *Hellos
+	first  sync.Once // of Write
 }
 
-func (c *iceStream) Write(b []byte) (int, error) { c.waits.note(b); return c.TCPConn.Write(b) }
+func (c *iceStream) Write(b []byte) (int, error) {
+	c.first.Do(func() { c.hellos.Note(b) })
+	c.waits.note(b)
+	return c.TCPConn.Write(b)
+}
 
 func (c *iceStream) Read(p []byte) (int, error) {
 	n, err := c.TCPConn.Read(p)

@@ -24,6 +24,7 @@ var imapDialect = &mailDialect{
 	greeting: func(n *nearMail) error { _, err := n.wants("* OK"); return err },
 	starttls: imapSTARTTLS,
 	login:    imapLogin,
+	leave:    func(n *nearMail) error { _, _, err := n.imapAsk("LOGOUT"); return err },
 	greet:    func(f *farMail) error { return f.say("* OK [CAPABILITY " + imapCan(f) + "] wallprobe is ready") },
 	next:     (*farMail).line,
 	obey:     imapObey,

@@ -30,8 +30,8 @@ import (
 // tell it from mail. Every other client goes on with ordinary commands. Nothing
 // is relayed or kept.
 type mailDialect struct {
-	// The near end: hears the greeting, agrees on TLS, logs in.
-	greeting, starttls, login func(n *nearMail) error
+	// The near end: hears the greeting, agrees on TLS, logs in, says goodbye.
+	greeting, starttls, login, leave func(n *nearMail) error
 	// The far end: greets, hears a command, obeys it, and says why it hangs up.
 	greet func(f *farMail) error
 	next  func(f *farMail) (string, error)
@@ -79,7 +79,11 @@ func (d *mailDialect) probe(inside bool) func(context.Context, net.Conn, Exchang
 		if !inside && (!n.step(StageSTARTTLS, d.starttls) || !n.secure(ctx)) {
 			return r
 		}
-		if n.step(StageLogin, d.login) {
+		if !n.step(StageLogin, d.login) {
+			return r
+		}
+		// Where data follows, its closing messages are the goodbye.
+		if x.Bytes > 0 || x.Idle > 0 || n.step(StageLogin, d.leave) {
 			x.carry(n, &r, n.steps)
 		}
 		return r
@@ -279,7 +283,7 @@ func (f *farMail) secure(say func(...string) error, ready string) error {
 		return err
 	}
 	f.e.Stage = StageTLS
-	tc, seen, err := acceptTLS(f.ctx, f.Conn, f.far)
+	tc, seen, err := acceptTLS(f.ctx, f.Conn, f.far, nil)
 	f.e.TLS = seen
 	if err != nil {
 		return err

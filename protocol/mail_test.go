@@ -461,3 +461,29 @@ func TestMailboxesBearWithSoManyCommands(t *testing.T) {
 		}
 	}
 }
+
+// Who has nothing to carry ends the dialogue with a word, and hears the answer:
+// what is left unread makes a system answer with a reset.
+func TestMailLeavesWithAGoodbye(t *testing.T) {
+	for name, want := range map[string][2]string{
+		"smtps": {"QUIT", "221 2.0.0 goodbye"}, "submission": {"QUIT", "221 2.0.0 goodbye"},
+		"imaps": {"a3 LOGOUT", "a3 OK"}, "imap": {"a5 LOGOUT", "a5 OK"},
+		"pop3s": {"QUIT", "+OK goodbye"}, "pop3": {"QUIT", "+OK goodbye"},
+		"xmpps": {streamEnd, streamEnd}, "xmpp": {streamEnd, streamEnd},
+	} {
+		for _, n := range []uint32{0, 1} {
+			f := newFar()
+			x := f.exchange()
+			x.Bytes, x.Idle = n, 0
+			got, _, events := play(t, networks[0], spoken{name: name, Protocol: protocols[name]}, f, x, box{})
+			last := func(lines []string) string { return lines[len(lines)-1] }
+			said := [2]string{last(got.Said.Sent), last(got.Said.Heard)}
+			if got.Stage != StageDone || (said == want) != (n == 0) {
+				t.Errorf("%s with %d bytes ends in %s with %q", name, n, got.Stage, said)
+			}
+			if diff := cmp.Diff(got.Said, &wire.Said{Sent: events[0].Said.Heard, Heard: events[0].Said.Sent}); diff != "" {
+				t.Errorf("%s (-near +far):\n%s", name, diff)
+			}
+		}
+	}
+}

@@ -18,8 +18,9 @@ import (
 // google_apis/gcm speaks it: TLS, the version byte 41 once in each direction,
 // then messages of a tag, a length as varint, and a protobuf.
 var mcs = &Protocol{
-	Secure: true,
-	Doc:    "Google's push channel inside TLS for mtalk.google.com: LoginRequest with the token as auth_token, LoginResponse, a heartbeat, then wallprobe's data",
+	Secure:   true,
+	Nameless: true,
+	Doc:      "Google's push channel inside TLS for mtalk.google.com: LoginRequest with the token as auth_token, LoginResponse, a heartbeat, then wallprobe's data",
 	Claims: func(peek Peek, inTLS bool) bool {
 		return inTLS && bytes.Equal(peek(2), []byte{mcsVersion, mcsLoginRequest})
 	},

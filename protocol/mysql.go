@@ -18,7 +18,10 @@ import (
 var mysql = &Protocol{
 	Doc:    "MySQL's greeting, a request for TLS, and inside it a login with the token as user name, SELECT 1, then wallprobe's data",
 	Greets: true,
-	TCP:    &Ends{Probe: probeMySQL, Serve: serveMySQL},
+	// MySQL's own clients say a server name only where they are told to: --tls-sni-servername.
+	Nameless: true,
+
+	TCP: &Ends{Probe: probeMySQL, Serve: serveMySQL},
 }
 
 const mysqlSelect = "SELECT 1"
@@ -198,7 +201,7 @@ func greetMySQL(ctx context.Context, m *mysqlConn, far Far, e *wire.Event) (l my
 	}
 	m.said.Hear(mysqlRequest(p))
 	e.Stage = StageTLS
-	tc, seen, err := acceptTLS(ctx, m.Conn, far)
+	tc, seen, err := acceptTLS(ctx, m.Conn, far, nil)
 	e.TLS = seen
 	if err != nil {
 		return l, err

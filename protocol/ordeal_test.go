@@ -224,7 +224,9 @@ func (o ordeal) judge(out outcome, stages []string) (wrong []string) {
 		say("it told of %d exchanges: %v", len(out.ends), out.ends)
 		return wrong
 	}
-	place := min(max(0, o.at-1), len(stages)) // libraries that write from several goroutines may be a piece behind
+	// Where a library writes from several goroutines, this run may be a piece
+	// behind the one that gave stages, and have more pieces, all of the last stage.
+	place := max(0, min(o.at, len(stages))-1)
 	before, after := stages[:place], stages[place:]
 	switch end := out.ends[0]; {
 	case !slices.Contains(allStages, end.Stage):

@@ -32,6 +32,11 @@ func (p *pace) pause(awaited bool) time.Duration {
 	return p.longest
 }
 
+// stood is the longest pause of an event and of one more transfer, in seconds.
+func (p *pace) stood(already float64, awaited bool) float64 {
+	return max(already, p.pause(awaited).Round(time.Millisecond).Seconds())
+}
+
 // rate is bytes per second, 0 when that cannot be said.
 func rate(n int64, took time.Duration) float64 {
 	if n <= 0 || took <= 0 {

@@ -177,7 +177,7 @@ func (h half) other() wire.Kind {
 
 // swap sends n bytes of this end's stream while it reads n bytes of the other
 // end's. Its closing message, last, says that these arrived unaltered; the other
-// end's says so of what was sent. stall bounds each pause, atLatest all of it. p
+// end's says so of what was sent. stall bounds each pause, an allowance all of it. p
 // measures what is read of the stream, and not the closing message: where this
 // end's direction is the slower one, that comes long after.
 func swap(c net.Conn, h half, n uint32, last wire.Message, stall time.Duration, p *pace) (up, down int64, err error) {
@@ -238,14 +238,15 @@ type (
 
 func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	buf := make([]byte, min(chunk, int(n)))
-	until := atLatest(n, stall)
+	all := allow(stall)
 	var total int64
 	for total < int64(n) {
 		b := buf[:min(int64(len(buf)), int64(n)-total)]
 		s.Read(b)
-		c.SetWriteDeadline(sooner(time.Now().Add(stall), until))
+		c.SetWriteDeadline(sooner(time.Now().Add(stall), all.until()))
 		k, err := c.Write(b)
 		total += int64(k)
+		all.moved.Store(total)
 		if err != nil {
 			return total, err
 		}
@@ -257,9 +258,10 @@ func sendStream(c sink, s *wire.Stream, n uint32, stall time.Duration) (int64, e
 func checkStream(c source, s *wire.Stream, n uint32, stall time.Duration) (int64, error) {
 	got := make([]byte, min(chunk, int(n)))
 	w := compared{want: s, buf: make([]byte, len(got))}
-	until := atLatest(n, stall)
+	all := allow(stall)
 	for w.n < int64(n) {
-		c.SetReadDeadline(sooner(time.Now().Add(stall), until))
+		all.moved.Store(w.n)
+		c.SetReadDeadline(sooner(time.Now().Add(stall), all.until()))
 		k, err := c.Read(got[:min(int64(len(got)), int64(n)-w.n)])
 		if _, bad := w.Write(got[:k]); bad != nil {
 			return w.n, bad
@@ -314,7 +316,9 @@ func serveCarry(c net.Conn, keys *wire.Keys, reply wire.Message, e *wire.Event) 
 	if reply.Bytes > 0 {
 		e.Stage = StageData
 		var err error
-		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, reply.Probe, reply.Attempt}, reply.Bytes, reply, farStall, nil)
+		p := newPace()
+		e.BytesOut, e.BytesIn, err = swap(c, half{keys, wire.Reply, reply.Probe, reply.Attempt}, reply.Bytes, reply, farStall, p)
+		e.Pause = p.stood(0, e.BytesIn < int64(reply.Bytes))
 		if err != nil {
 			fail(err)
 			return

@@ -25,10 +25,17 @@ var pop3Dialect = &mailDialect{
 	greeting: func(n *nearMail) error { _, err := n.wants("+OK"); return err },
 	starttls: pop3STLS,
 	login:    pop3Login,
-	greet:    func(f *farMail) error { return f.say("+OK wallprobe is ready") },
-	next:     (*farMail).line,
-	obey:     pop3Obey,
-	bye:      func(f *farMail, reason string) error { return f.say("-ERR " + reason) },
+	leave: func(n *nearMail) error {
+		if err := n.say("QUIT"); err != nil {
+			return err
+		}
+		_, err := n.wants("+OK")
+		return err
+	},
+	greet: func(f *farMail) error { return f.say("+OK wallprobe is ready") },
+	next:  (*farMail).line,
+	obey:  pop3Obey,
+	bye:   func(f *farMail, reason string) error { return f.say("-ERR " + reason) },
 }
 
 func pop3STLS(n *nearMail) error {

@@ -54,6 +54,9 @@ type Protocol struct {
 
 	Names bool   // what the near end begins with says the path's name in clear, outside of TLS
 	Says  string // a name that it says whatever the path's is
+	// Nameless: where the path has no name, its clients say one of their own or
+	// none, and not that of the host they were told.
+	Nameless bool
 	// Rhythm is how far apart applications send over UDP. An exchange that may
 	// idle keeps it; without silence to be measured it would take too long.
 	Rhythm time.Duration
@@ -311,6 +314,8 @@ type Far interface {
 	// Tell lets ledgers tell of the connection and of what is said on it while it
 	// is under way. It comes before the first line is sent.
 	Tell(said *wire.Transcript)
+	// Shake is Tell for a TLS handshake, of which no more is known than what began it.
+	Shake(seen wire.TLSSeen)
 	// Certificate mints a leaf for the name in hello.
 	Certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error)
 	// Inner serves what is spoken inside TLS.

@@ -23,6 +23,7 @@ const relayedWindow = 48
 // peer inside the reflector, data both ways in indications, a channel, data
 // both ways through it, a refresh and the end.
 func (t *Relay) Use(x Exchange) (r Result) {
+	defer func() { r.Said = t.said(r.Fault != "") }()
 	step := r.steps()
 	if !step(StageAllocate, t.Allocate()) {
 		return r

@@ -65,7 +65,7 @@ func probeSFTP(ctx context.Context, c net.Conn, x Exchange) (r Result) {
 	defer wg.Wait()
 	defer n.ssh.Close()
 	wg.Go(func() { n.asked(reqs) })
-	n.conn.pace(x.Stall, overallBound(x.Bytes, x.Idle, 3*x.Stall))
+	n.conn.pace(x.Stall, allow(3*x.Stall+x.Idle))
 	switch {
 	case !step(StageData, settled(n.conn, n.ssh, n.data(chans))):
 	case x.Idle > 0 && !step(StageIdle, settled(n.conn, n.ssh, n.idle())):
@@ -146,7 +146,6 @@ func (n *sftpNear) data(chans <-chan ssh.NewChannel) error {
 	if err != nil {
 		return err
 	}
-	defer func() { n.r.Pause = n.conn.longest() }()
 	if n.x.Bytes == 0 {
 		n.r.Step = "listing"
 		list, err := c.ReadDir("/")
@@ -157,7 +156,8 @@ func (n *sftpNear) data(chans <-chan ssh.NewChannel) error {
 	}
 	name := "/" + fileName(n.x.Bytes)
 	began := time.Now()
-	if err := n.read(c, name); err != nil {
+	err = n.read(c, name)
+	if n.r.Pause = n.conn.longest(); err != nil { // of the other direction the far end knows
 		return err
 	}
 	half := time.Now()
@@ -206,7 +206,7 @@ func (n *sftpNear) idle() error {
 	if _, _, err := n.ssh.SendRequest(sshIdle, false, nil); err != nil {
 		return err
 	}
-	n.conn.pace(n.x.Idle+n.x.Stall, overallBound(0, n.x.Idle, n.x.Stall))
+	n.conn.pace(n.x.Idle+n.x.Stall, allow(n.x.Idle+n.x.Stall))
 	q, ok := <-n.late
 	if !ok {
 		return io.EOF
@@ -218,7 +218,7 @@ func (n *sftpNear) idle() error {
 	if err != nil {
 		return err
 	}
-	n.conn.pace(n.x.Stall, overallBound(0, 0, n.x.Stall))
+	n.conn.pace(n.x.Stall, allow(n.x.Stall))
 	return q.Reply(true, nil)
 }
 

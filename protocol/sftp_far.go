@@ -26,6 +26,7 @@ type sftpFar struct {
 	ssh  *ssh.ServerConn
 	m    wire.Message
 	keys *wire.Keys
+	all  *allowance // since the login
 
 	mu    sync.Mutex
 	e     wire.Event
@@ -47,7 +48,8 @@ func serveSFTP(ctx context.Context, c net.Conn, far Far) (events []wire.Event) {
 	if err != nil {
 		return failed(f.e, err)
 	}
-	f.conn.pace(ftpPatience, overallBound(f.m.Bytes, f.m.Idle, strangersTime))
+	f.all = allow(strangersTime + f.m.Idle)
+	f.conn.pace(ftpPatience, f.all)
 	var wg sync.WaitGroup
 	wg.Go(func() { defer f.panics.keep(f.end); f.asked(reqs) })
 	n := 0
@@ -181,7 +183,7 @@ func (f *sftpFar) idle() {
 	f.mu.Lock()
 	f.e.Stage = StageIdle
 	f.mu.Unlock()
-	f.conn.pace(f.m.Idle+farStall, overallBound(0, f.m.Idle, strangersTime))
+	f.conn.pace(f.m.Idle+farStall, f.all)
 	gone := make(chan struct{})
 	f.idles.Go(func() { f.ssh.Wait(); close(gone) })
 	select {
@@ -191,7 +193,7 @@ func (f *sftpFar) idle() {
 	}
 	late := f.m
 	late.Kind = wire.Late
-	f.conn.pace(farStall, overallBound(0, 0, strangersTime))
+	f.conn.pace(farStall, f.all)
 	if ok, _, err := f.ssh.SendRequest(sshLate, true, late.Append(nil, f.keys)); err == nil && !ok {
 		f.fail(ErrForeign)
 	}

@@ -71,7 +71,7 @@ func (s *sftpFiles) Filewrite(q *pkgsftp.Request) (_ io.WriterAt, err error) {
 	if err := s.opened(); err != nil {
 		return nil, err
 	}
-	w := &keyedWriter{files: s, size: -1, sum: io.Discard}
+	w := &keyedWriter{files: s, size: -1, sum: io.Discard, pace: newPace()}
 	if n, ok := fileSize(q.Filepath); ok {
 		f := s.far
 		w.size = int64(n)
@@ -211,6 +211,7 @@ type keyedWriter struct {
 	pos     int64
 	early   map[int64][]byte // beyond the first gap
 	waiting int64            // bytes in early
+	pace    *pace
 	err     error
 }
 
@@ -219,6 +220,7 @@ func (w *keyedWriter) WriteAt(p []byte, at int64) (_ int, err error) {
 	defer w.files.far.broken(&err)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.pace.came(len(p))
 	switch {
 	case w.err != nil:
 		return 0, w.err
@@ -261,7 +263,7 @@ func (w *keyedWriter) take(p []byte) {
 		w.pos += int64(n)
 		f := w.files.far
 		f.mu.Lock()
-		f.e.BytesIn += int64(n)
+		f.e.BytesIn, f.e.Pause = f.e.BytesIn+int64(n), w.pace.stood(f.e.Pause, false)
 		f.mu.Unlock()
 	}
 	if w.err != nil {

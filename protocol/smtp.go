@@ -27,10 +27,17 @@ var smtpDialect = &mailDialect{
 	greeting: func(n *nearMail) error { _, err := n.smtpReply("220"); return err },
 	starttls: smtpSTARTTLS,
 	login:    smtpLogin,
-	greet:    func(f *farMail) error { return f.say("220 " + mailDomain + " ESMTP wallprobe") },
-	next:     (*farMail).line,
-	obey:     smtpObey,
-	bye:      func(f *farMail, reason string) error { return f.say("421 4.7.0 " + reason) },
+	leave: func(n *nearMail) error {
+		if err := n.say("QUIT"); err != nil {
+			return err
+		}
+		_, err := n.smtpReply("221")
+		return err
+	},
+	greet: func(f *farMail) error { return f.say("220 " + mailDomain + " ESMTP wallprobe") },
+	next:  (*farMail).line,
+	obey:  smtpObey,
+	bye:   func(f *farMail, reason string) error { return f.say("421 4.7.0 " + reason) },
 }
 
 // smtpReply hears an answer that has to have the code. All its lines but the

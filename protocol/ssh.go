@@ -53,7 +53,7 @@ type sshConn struct {
 	sent, heard sshOpening
 	err         error
 	stall       time.Duration // 0 is not paced
-	until       time.Time
+	all         *allowance
 	last        time.Time
 	pause       time.Duration
 }
@@ -68,6 +68,7 @@ func (c *sshConn) Read(b []byte) (int, error) {
 	if n > 0 && c.stall > 0 {
 		now := time.Now()
 		c.pause, c.last = max(c.pause, now.Sub(c.last)), now
+		c.all.moved.Add(int64(n))
 		c.move(now)
 	}
 	return n, err
@@ -85,6 +86,9 @@ func (c *sshConn) Write(b []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failed(err)
+	if c.all != nil {
+		c.all.moved.Add(int64(n))
+	}
 	return n, err
 }
 
@@ -96,19 +100,15 @@ func (c *sshConn) failed(err error) {
 }
 
 func (c *sshConn) move(now time.Time) {
-	at := now.Add(c.stall)
-	if at.After(c.until) {
-		at = c.until
-	}
-	c.SetDeadline(at)
+	c.SetDeadline(sooner(now.Add(c.stall), c.all.until()))
 }
 
-// pace lets nothing take longer than stall from now on, and all no longer than until.
-func (c *sshConn) pace(stall time.Duration, until time.Time) {
+// pace lets nothing take longer than stall from now on, and all no longer than is allowed.
+func (c *sshConn) pace(stall time.Duration, all *allowance) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	c.stall, c.until, c.last, c.pause = stall, until, now, 0
+	c.stall, c.all, c.last, c.pause = stall, all, now, 0
 	c.move(now)
 }
 
@@ -206,12 +206,7 @@ func settled(c *sshConn, conn ssh.Conn, err error) error {
 	return c.cause(err)
 }
 
-// strangersTime is how long the far end bears with another's client for files,
-// which may look around, beside what its token asks for.
-const strangersTime = time.Hour
-
-// overallBound is how long a whole connection may be used whose token asks for
-// so many bytes both ways, beside which there is so much time for all the rest.
-func overallBound(n uint32, idle, rest time.Duration) time.Time {
-	return time.Now().Add(rest + idle + 2*time.Duration(n/minRate)*time.Second)
-}
+// strangersTime is how long the far end bears with a client for files, which may
+// be another's and look around, beside the silence that its token asks for and
+// what it moves at minRate.
+const strangersTime = 5 * time.Minute

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"net"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/wallprobe/wallprobe/wire"
@@ -130,12 +131,38 @@ func Hear(s *wire.TLSSeen, stream []byte) {
 	}
 }
 
+// Hellos are the digests of the ClientHellos that some connections began with. The
+// zero value has none.
+type Hellos struct {
+	mu   sync.Mutex
+	list []string
+}
+
+// Note keeps the digest of the first that a connection writes, if that is one
+// (RFC 8446 section 5.1).
+func (h *Hellos) Note(first []byte) {
+	const handshake = 22
+	if len(first) == 0 || first[0] != handshake {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.list = append(h.list, digest(firstRecord(first)))
+}
+
+// All lists them.
+func (h *Hellos) All() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.list)
+}
+
 // serveTLS is the far end. Its own event tells of the handshake; what is spoken
 // inside adds its own.
 func serveTLS(ctx context.Context, c net.Conn, far Far) []wire.Event {
 	e := Arrived(c, far.Now())
 	e.Stage = StageTLS
-	tc, seen, err := acceptTLS(ctx, c, far)
+	tc, seen, err := acceptTLS(ctx, c, far, far.Shake)
 	e.TLS = seen
 	if err != nil {
 		return failed(e, err)
@@ -165,8 +192,8 @@ func Inside(ctx context.Context) *wire.TLSSeen {
 
 // acceptTLS is the far end's handshake, with a leaf for the name that is asked
 // for. Of the ALPN names it takes the first offered one that it knows, and goes
-// on without where it knows none.
-func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSeen, error) {
+// on without where it knows none. began is told of the ClientHello; it may be nil.
+func acceptTLS(ctx context.Context, c net.Conn, far Far, began func(wire.TLSSeen)) (*tls.Conn, *wire.TLSSeen, error) {
 	seen := &wire.TLSSeen{}
 	rec := &recorder{Conn: c}
 	config := &tls.Config{
@@ -181,6 +208,11 @@ func acceptTLS(ctx context.Context, c net.Conn, far Far) (*tls.Conn, *wire.TLSSe
 	}
 	config.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
 		seen.ServerName, seen.Offered = h.ServerName, h.SupportedProtos
+		if began != nil {
+			heard := *seen
+			Hear(&heard, rec.received.Bytes())
+			began(heard)
+		}
 		own := config.Clone()
 		for _, name := range h.SupportedProtos {
 			if slices.Contains(alpn, name) {
@@ -213,6 +245,9 @@ type recorder struct {
 	sent, received bytes.Buffer
 	broken         error // of a write: what followed a lost record would not decrypt
 }
+
+// NetConn is what it records, as that of tls.Conn.
+func (r *recorder) NetConn() net.Conn { return r.Conn }
 
 // maxRecord is a TLS record with its header (RFC 8446 section 5.1).
 const maxRecord = 5 + 1<<14

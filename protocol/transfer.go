@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,15 +40,44 @@ func (b bounded) set(set func(time.Time) error, t time.Time) error {
 // second: who sends a byte now and then gains nothing.
 const minRate = 1 << 10
 
-// A metered connection carries one transfer: it notes the longest pause and
-// keeps deadlines from adding up beyond what minRate allows.
+// A metered connection carries one transfer: it notes the longest pause of what
+// comes, for a system takes what goes in one piece or holds it up however evenly
+// it goes on from there, and keeps deadlines from adding up beyond what minRate allows.
 type metered struct {
 	pacedConn
-	until time.Time
+	all *allowance
 }
 
-func meter(c net.Conn, n uint32, stall time.Duration) *metered {
-	return &metered{pacedConn{c, newPace()}, atLatest(n, stall)}
+func meter(c net.Conn, stall time.Duration) *metered {
+	return &metered{pacedConn{c, newPace()}, allow(stall)}
+}
+
+// An allowance is how long a peer may take for all that it does: some time for
+// nothing, and a second more for each minRate bytes that were moved. A transfer
+// of that pace never meets it sooner than a stall of the free time.
+type allowance struct {
+	began time.Time
+	free  time.Duration
+	moved atomic.Int64 // bytes, both ways
+}
+
+func allow(free time.Duration) *allowance { return &allowance{began: time.Now(), free: free} }
+
+func (a *allowance) until() time.Time {
+	return a.began.Add(a.free + time.Duration(a.moved.Load()/minRate)*time.Second)
+}
+
+// Read is net.Conn.
+func (m *metered) Read(b []byte) (int, error) {
+	n, err := m.pacedConn.Read(b)
+	m.all.moved.Add(int64(n))
+	return n, err
+}
+
+func (m *metered) Write(b []byte) (int, error) {
+	n, err := m.Conn.Write(b)
+	m.all.moved.Add(int64(n))
+	return n, err
 }
 
 // atLatest is when a transfer of n bytes that begins now must have ended,
@@ -64,13 +94,7 @@ func sooner(a, b time.Time) time.Time {
 	return a
 }
 
-func (m *metered) Write(b []byte) (int, error) {
-	n, err := m.Conn.Write(b)
-	m.came(n)
-	return n, err
-}
-
-func (m *metered) cap(t time.Time) time.Time { return sooner(t, m.until) }
+func (m *metered) cap(t time.Time) time.Time { return sooner(t, m.all.until()) }
 
 func (m *metered) SetDeadline(t time.Time) error      { return m.Conn.SetDeadline(m.cap(t)) }
 func (m *metered) SetReadDeadline(t time.Time) error  { return m.Conn.SetReadDeadline(m.cap(t)) }

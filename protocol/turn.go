@@ -2,6 +2,7 @@ package protocol
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 // The stages of TURN after a Binding, in order. The reflector's events have the
 // same names.
 const (
+	StageChallenge  = "turn challenge" // of the reflector's events alone: the answer to what is not signed
 	StageAllocate   = "turn allocate"
 	StagePermission = "turn permission"
 	StageChannel    = "turn channel"
@@ -65,8 +67,12 @@ type Relay struct {
 	realm           stun.Realm
 	nonce           stun.Nonce
 	key             stun.MessageIntegrity
+	challenge, last talk           // the exchange that brought realm and nonce, the last one
 	Mapped, Relayed netip.AddrPort // of the allocation
 }
+
+// talk is a request as it was sent and its answer as it arrived, nil while none has.
+type talk struct{ asked, heard []byte }
 
 // maxRelayed bounds a message of a TURN server in bytes.
 const maxRelayed = 4096
@@ -210,6 +216,7 @@ func (t *Relay) ask(method stun.Method, attrs ...stun.Setter) (*stun.Message, er
 		if !again || t.learn(m) != nil {
 			return nil, &TURNError{int(code.Code), string(code.Reason)}
 		}
+		t.challenge = t.last
 	}
 }
 
@@ -236,6 +243,7 @@ func (t *Relay) exchange(typ stun.MessageType, attrs []stun.Setter) (*stun.Messa
 	if err != nil {
 		return nil, fmt.Errorf("turn %s: %w", typ.Method, err)
 	}
+	t.last = talk{asked: req.Raw}
 	end := time.Now().Add(t.Stall)
 	sends := 1
 	if !t.stream() {
@@ -279,6 +287,7 @@ func (t *Relay) answer(id [stun.TransactionIDSize]byte, deadline time.Time) (*st
 		}
 		m := new(stun.Message)
 		if b[0] < 4 && stun.Decode(b, m) == nil && m.TransactionID == id {
+			t.last.heard = bytes.Clone(b)
 			if m.Contains(stun.AttrFingerprint) && stun.Fingerprint.Check(m) != nil {
 				return nil, fmt.Errorf("the relay's answer: %w", errAltered)
 			}
@@ -286,6 +295,16 @@ func (t *Relay) answer(id [stun.TransactionIDSize]byte, deadline time.Time) (*st
 		}
 	}
 	return nil, fmt.Errorf("%d messages that answer nothing: %w", maxPassed, ErrForeign)
+}
+
+// said is the record of the challenge and, where something went wrong, of the
+// last exchange.
+func (t *Relay) said(failed bool) *wire.Said {
+	last := talk{}
+	if failed && !bytes.Equal(t.last.asked, t.challenge.asked) {
+		last = t.last
+	}
+	return STUNSaid([][]byte{t.challenge.asked, last.asked}, [][]byte{t.challenge.heard, last.heard})
 }
 
 var errRelayFrame = errors.New("neither STUN nor a channel's data")

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"strings"
 	"time"
 
@@ -83,6 +84,8 @@ type messageConn struct {
 	*httpConn // for addresses and what is written
 	ws        *websocket.Conn
 	read      net.Conn
+	line      *patient   // under it; nil where there is none
+	wait      term       // of read
 	ended     chan error // of who reads messages
 	err       error
 	panics    panics // of theirs
@@ -94,7 +97,7 @@ func overMessages(ws *websocket.Conn, h *httpConn, masked bool) *messageConn {
 	ws.SetReadLimit(maxMessage)
 	h.SetReadDeadline(time.Time{}) // from now on those of the pipe count
 	read, write := net.Pipe()
-	c := &messageConn{httpConn: h, ws: ws, read: read, ended: make(chan error, 1)}
+	c := &messageConn{httpConn: h, ws: ws, read: read, line: patientUnder(h), ended: make(chan error, 1)}
 	go func() {
 		err := error(net.ErrClosed)
 		defer func() { c.ended <- err; write.Close() }()
@@ -144,6 +147,9 @@ func (u unbroken) Read(b []byte) (int, error) {
 
 func (c *messageConn) Read(b []byte) (int, error) {
 	n, err := c.read.Read(b)
+	for n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && c.line != nil && c.line.putOff(&c.wait, c.read.SetReadDeadline) {
+		n, err = c.read.Read(b)
+	}
 	if err == io.EOF {
 		if c.err == nil {
 			c.err = c.cause(<-c.ended)
@@ -167,6 +173,9 @@ func (c *messageConn) Write(b []byte) (int, error) {
 func (c *messageConn) SetReadDeadline(t time.Time) error {
 	if c.ctx.Err() != nil {
 		t = past
+	}
+	if c.line != nil {
+		return c.line.set(&c.wait, t, c.read.SetReadDeadline)
 	}
 	return c.read.SetReadDeadline(t)
 }

@@ -48,10 +48,17 @@ var xmppDialect = &mailDialect{
 	greeting: xmppGreeting,
 	starttls: xmppSTARTTLS,
 	login:    xmppLogin,
-	greet:    func(*farMail) error { return nil }, // the near end speaks first
-	next:     (*farMail).element,
-	obey:     xmppObey,
-	bye:      func(f *farMail, reason string) error { return f.sayXML(xmppError, streamEnd) },
+	leave: func(n *nearMail) error { // ends the stream (RFC 6120 section 4.4)
+		if err := n.sayXML(streamEnd); err != nil {
+			return err
+		}
+		_, err := n.wantsXML(streamEnd[1 : len(streamEnd)-1])
+		return err
+	},
+	greet: func(*farMail) error { return nil }, // the near end speaks first
+	next:  (*farMail).element,
+	obey:  xmppObey,
+	bye:   func(f *farMail, reason string) error { return f.sayXML(xmppError, streamEnd) },
 }
 
 const (

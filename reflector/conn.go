@@ -13,7 +13,6 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -26,9 +25,12 @@ import (
 // firstBytes is how long a connection may stay silent before it is dropped, and
 // greetAfter how long before the far end speaks first on ports where that is
 // its part: whoever wants something else of such a port has spoken by then.
+// lastBytes is how long a near end may take nothing before it is not waited for
+// any more.
 const (
 	firstBytes = 10 * time.Second
 	greetAfter = 100 * time.Millisecond
+	lastBytes  = 10 * time.Second
 )
 
 // Conn serves one accepted connection; its local address is what the peer
@@ -41,16 +43,28 @@ func (r *Reflector) Conn(c net.Conn) {
 		return
 	}
 	defer r.conns.leave(from.Addr())
+	c = protocol.Patient(c, false)
+	if r.converse(c, unmap(from)) {
+		protocol.Part(r.ctx, c, lastBytes) // the near end may still have most of what was sent before it
+	}
+}
+
+// converse serves a connection and keeps what it leaves; done tells that a near
+// end had all that it asked for.
+func (r *Reflector) converse(c net.Conn, from netip.AddrPort) (done bool) {
 	seen := protocol.GotSYN(c)
-	told := new(told)
-	defer told.left(unmap(from), unmapped(c.LocalAddr()))
+	told, ends := new(told), tuple{from, unmapped(c.LocalAddr())}
+	defer r.unproven.remove(ends)
+	defer told.left(ends)
 	for _, e := range r.guarded(context.WithValue(r.ctx, toldKey{}, told), c) {
 		e.TCP = seen
 		if r.ctx.Err() != nil && e.Fault == protocol.FaultTimeout {
 			e.Fault, e.Unfinished = "", true // this end gave up, the path did not
 		}
 		r.note(e)
+		done = done || e.Answered && e.Stage == protocol.StageDone && e.Fault == ""
 	}
+	return done
 }
 
 // Inner serves what is spoken inside TLS.
@@ -61,6 +75,10 @@ func (r *Reflector) Inner(ctx context.Context, c net.Conn) []wire.Event {
 func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.Event {
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
 	e := protocol.Arrived(c, r.now())
+	u := r.underWay(ctx, e, protocol.StageConnect)
+	if !inTLS {
+		u.Tell(nil)
+	}
 	p := &peeked{Conn: c, r: bufio.NewReaderSize(c, 512)}
 	greeter := r.greeter(c, inTLS)
 	wait := firstBytes
@@ -71,7 +89,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	head, err := p.r.Peek(4)
 	if len(head) == 0 && greeter != nil && protocol.FaultOf(err) == protocol.FaultTimeout && ctx.Err() == nil {
 		c.SetReadDeadline(time.Time{})
-		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageBanner))
+		return greeter.TCP.Serve(ctx, p, u.in(protocol.StageBanner))
 	}
 	if err != nil {
 		e.Fault = protocol.FaultOf(err)
@@ -81,9 +99,10 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return []wire.Event{e}
 	}
 	if known := protocol.Claim(p.peek, inTLS); known != nil {
-		return known.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageToken))
+		return known.TCP.Serve(ctx, p, u.in(protocol.StageToken))
 	}
 	if head[0] < 2 && r.isSTUN(p) {
+		u.claim(nil) // of what it is used for the relay tells
 		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
 		r.inside.Store(unmap(from), protocol.Inside(ctx))
 		defer r.inside.Delete(unmap(from))
@@ -95,7 +114,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		return nil
 	}
 	if greeter != nil { // one who did not wait for the greeting
-		return greeter.TCP.Serve(ctx, p, r.underWay(ctx, c, protocol.StageBanner))
+		return greeter.TCP.Serve(ctx, p, u.in(protocol.StageBanner))
 	}
 	return r.unknown(p, e)
 }
@@ -169,51 +188,9 @@ func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, er
 	return m, s.keysFor(m), nil
 }
 
-// Tell is protocol.Far where there is no connection that could go on.
+// Tell and Shake are protocol.Far where there is no connection that could go on.
 func (r *Reflector) Tell(*wire.Transcript) {}
-
-// underWay is protocol.Far for one connection: ledgers tell of it, with what was
-// said so far, and not only when it has ended.
-type underWay struct {
-	*Reflector
-	conn  net.Conn
-	told  *told // nil remembers nothing
-	event wire.Event
-	said  atomic.Pointer[wire.Transcript] // nil where nothing is said in text
-}
-
-// underWay begins with the stage in which a peer is that has proven nothing.
-func (r *Reflector) underWay(ctx context.Context, c net.Conn, stage string) *underWay {
-	u := &underWay{Reflector: r, conn: c, event: protocol.Arrived(c, r.now())}
-	u.told, _ = ctx.Value(toldKey{}).(*told)
-	u.event.Stage, u.event.Unfinished, u.event.TLS = stage, true, protocol.Inside(ctx)
-	return u
-}
-
-// Tell is protocol.Far: before a token, the sessions of that address are told.
-func (u *underWay) Tell(said *wire.Transcript) {
-	u.said.Store(said)
-	for _, s := range u.sessions.of(u.event.Remote.Addr()) {
-		u.told.add(s)
-		s.unproven(open{u.event, said})
-	}
-}
-
-// Prove is protocol.Far.
-func (u *underWay) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, error) {
-	m, keys, err := u.Reflector.Prove(p, from)
-	if err != nil || m.Kind != wire.Request {
-		return m, keys, err
-	}
-	if s := u.sessions.find(m.Session); s != nil {
-		e := u.event
-		e.Session, e.Probe, e.Attempt, e.Stage = m.Session, m.Probe, m.Attempt, protocol.StageToken
-		u.told.add(s)
-		u.told.others(s, func(o *session) { o.ofAnother(tuple{e.Remote, e.Local}) })
-		s.begin(open{e, u.said.Load()})
-	}
-	return m, keys, err
-}
+func (r *Reflector) Shake(wire.TLSSeen)    {}
 
 // Certificate is protocol.Far.
 func (r *Reflector) Certificate(h *tls.ClientHelloInfo) (*tls.Certificate, error) {

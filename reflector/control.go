@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/wallprobe/wallprobe/wire"
+	"github.com/wallprobe/wallprobe/witness"
 )
 
 // calls is the one list of control calls.
@@ -107,23 +108,33 @@ func (r *Reflector) ledgerCall(from netip.AddrPort, body []byte) (any, error) {
 	}
 	s := r.sessions.find(q.Session)
 	if s == nil {
-		return nil, &wire.ControlError{Code: "session", Message: "the reflector has no such session; it was restarted, or the session expired"}
+		return nil, noSession()
 	}
 	r.sessions.touch(s, from.Addr())
 	return r.ledger(s), nil
 }
 
-func (r *Reflector) bye(from netip.AddrPort, body []byte) (any, error) {
-	l, err := r.ledgerCall(from, body)
-	if err == nil {
-		q, _ := read[wire.LedgerRequest](body)
-		r.sessions.end(q.Session)
+// noSession refuses a call for a session that is not there.
+func noSession() error {
+	return &wire.ControlError{Code: "session", Message: "the reflector has no such session; it was restarted, or the session expired"}
+}
+
+// bye lets the session end soon. Who says it holds the key and names the session;
+// that a call was recorded and is sent again ends only what has ended.
+func (r *Reflector) bye(_ netip.AddrPort, body []byte) (any, error) {
+	q, err := read[wire.ByeRequest](body)
+	if err != nil {
+		return nil, err
 	}
-	return l, err
+	if !r.sessions.leave(q.Session) {
+		return nil, noSession()
+	}
+	return wire.ByeReply{}, nil
 }
 
 // ledger is a session's record together with what the reflector as a whole knows.
 func (r *Reflector) ledger(s *session) *wire.Ledger {
+	r.lookHalfOpen() // a run may be over before the next look
 	l := &wire.Ledger{Session: s.id, Taken: r.now(), Witness: r.witnessKind(), Unserved: r.unserved}
 	l.TCP, l.UDP = r.set.Served()
 	s.fill(l)
@@ -137,8 +148,12 @@ func (r *Reflector) ledger(s *session) *wire.Ledger {
 // missed is the number of SYNs that came and are not known.
 func (r *Reflector) missed() uint64 {
 	n := r.syns.lost()
-	if r.witness != nil {
+	switch {
+	case r.witness != nil:
 		n += r.witness.Lost()
+	case r.half.Load():
+		hidden, _ := witness.Hidden()
+		n += hidden
 	}
 	return n
 }

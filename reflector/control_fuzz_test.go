@@ -61,7 +61,7 @@ func FuzzControl(f *testing.F) {
 		f.Add(wire.CallLedger, ask(wire.LedgerRequest{Session: testID, Time: at}), own)
 		f.Add(wire.CallInward, ask(wire.InwardRequest{Session: testID, Ports: ports(f, "9"), Attempts: 1}), own)
 		f.Add(wire.CallICE, ask(wire.ICERequest{Session: testID, Addr: loopback, Ports: ports(f, "20000-65535"), Ufrag: "frag", Pwd: "password", Wait: 1 << 62}), own)
-		f.Add(wire.CallBye, ask(wire.LedgerRequest{Session: testID, Time: at}), own)
+		f.Add(wire.CallBye, ask(wire.ByeRequest{Session: testID, Time: at}), own)
 		f.Add("", []byte("{}"), own)
 		f.Add(wire.CallHello, []byte(`{"session":"a0","time":1}`), own)
 	}

@@ -129,30 +129,57 @@ func TestRefusalsHaveTheirStatus(t *testing.T) {
 	}
 }
 
-func TestByeGivesTheLedgerAndEndsTheSession(t *testing.T) {
+// What is late is answered and recorded, and then nothing is left.
+func TestSessionStaysForAMomentAfterAGoodbye(t *testing.T) {
 	journal := new(buffer)
 	b := newBench(t, Config{Journal: journal})
 	b.deliver(near, b.request(testID, nil))
-	want := b.ledger(b.sessions.find(testID))
-	var got wire.Ledger
-	for _, call := range []string{wire.CallLedger, wire.CallBye} {
-		if err := b.call(t, testKey, near.String(), call, wire.LedgerRequest{Session: testID, Time: b.clock.now()}, &got); err != nil {
+	bye := wire.ByeRequest{Session: testID, Time: b.clock.now()}
+	for range 2 { // the second changes nothing
+		if err := b.call(t, testKey, near.String(), wire.CallBye, bye, new(wire.ByeReply)); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, &got, same); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", call, diff)
-		}
-		got = wire.Ledger{}
+		b.clock.pass(byeGrace / 2)
 	}
-	if b.sessions.find(testID) != nil {
-		t.Error("the session is still there")
+	b.sessions.expire(false)
+	if out := b.deliver(near, b.request(testID, func(m *wire.Message) { m.Attempt++ })); len(out) != 1 {
+		t.Fatalf("what is late is answered with %d datagrams", len(out))
+	}
+	want := b.ledger(b.sessions.find(testID))
+	b.clock.pass(1)
+	b.sessions.expire(false)
+	if b.sessions.find(testID) != nil || b.sessions.memory.used.Load() != 0 {
+		t.Errorf("the session is still there, with %d bytes", b.sessions.memory.used.Load())
 	}
 	var line wire.JournalLine
 	if err := json.Unmarshal([]byte(journal.String()), &line); err != nil {
 		t.Fatal(err)
 	}
+	if diff := cmp.Diff(2, want.Probes[0].Counts[0].Seen); diff != "" {
+		t.Errorf("late (-want +got):\n%s", diff)
+	}
+	line.Ledger.Taken = want.Taken
 	if diff := cmp.Diff(wire.JournalLine{Ledger: want}, line, same); diff != "" {
 		t.Errorf("journal (-want +got):\n%s", diff)
+	}
+}
+
+// A goodbye needs the key and the session's own number.
+func TestStrangersCannotEndASession(t *testing.T) {
+	b := newBench(t, Config{})
+	b.deliver(near, b.request(testID, nil))
+	for name, c := range map[string]struct {
+		key wire.Key
+		id  wire.SessionID
+	}{"another key": {wire.Key{9}, testID}, "another session": {testKey, wire.SessionID{7}}} {
+		if err := b.call(t, c.key, near.String(), wire.CallBye, wire.ByeRequest{Session: c.id, Time: b.clock.now()}, new(wire.ByeReply)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+	b.clock.pass(sessionIdle)
+	b.sessions.expire(false)
+	if b.sessions.find(testID) == nil {
+		t.Error("the session is gone")
 	}
 }
 
@@ -203,11 +230,11 @@ func TestCallsBackGoOnlyToTheCallersOwnAddress(t *testing.T) {
 	}
 	set := scenarios.PortSet{{First: port, Last: port}}
 	got, err := ask("127.0.0.1:5")
-	if diff := cmp.Diff(wire.InwardReply{Sent: 1, Open: set}, got, same); diff != "" || err != nil || called() != 1 {
+	if diff := cmp.Diff(wire.InwardReply{Sent: 1, Made: []wire.Caught{{Ports: set, N: 1}}, Open: set}, got, same); diff != "" || err != nil || called() != 1 {
 		t.Errorf("%v, %d calls (-want +got):\n%s", err, called(), diff)
 	}
 	got, err = ask("127.0.0.2:5")
-	want := wire.InwardReply{Sent: 1, Fault: []wire.InwardFault{{Ports: set, Fault: "refused"}}}
+	want := wire.InwardReply{Sent: 1, Made: []wire.Caught{{Ports: set, N: 1}}, Fault: []wire.InwardFault{{Ports: set, Fault: "refused"}}}
 	if diff := cmp.Diff(want, got, same); diff != "" || err != nil || called() != 1 {
 		t.Errorf("from elsewhere: %v, %d calls (-want +got):\n%s", err, called(), diff)
 	}
@@ -266,10 +293,13 @@ func TestCallsBackSayWhatTheyMet(t *testing.T) {
 				conn.Close()
 			}
 		})
-		if got := callOnce(t.Context(), scenarios.TCP, l.Addr().(*net.TCPAddr).AddrPort(), m, &k); got != c.want {
-			t.Errorf("%s: %q, want %q", name, got, c.want)
+		if got := callOnce(t.Context(), scenarios.TCP, l.Addr().(*net.TCPAddr).AddrPort(), m, &k); got != (called{1, true, c.want}) {
+			t.Errorf("%s: %+v, want %q", name, got, c.want)
 		}
 		l.Close()
 		wg.Wait()
+		if got := callOnce(t.Context(), scenarios.TCP, l.Addr().(*net.TCPAddr).AddrPort(), m, &k); got != (called{1, false, "refused"}) {
+			t.Errorf("after that: %+v", got)
+		}
 	}
 }

@@ -2,13 +2,17 @@ package reflector
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"crypto/tls"
 	"io"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -78,23 +82,108 @@ func TestWhoDoesNotWaitForTheGreetingIsGreeted(t *testing.T) {
 	l.end(t)
 }
 
+// A connection is in the ledger from its beginning: of one on which nothing comes
+// through, or only one way, the near end would else learn that there was none.
+func TestLedgerTellsOfConnectionsOnWhichNothingWasProven(t *testing.T) {
+	t.Run("after the session began", func(t *testing.T) { tellsOfUnproven(t, false) })
+	t.Run("and before", func(t *testing.T) { tellsOfUnproven(t, true) })
+}
+
+func tellsOfUnproven(t *testing.T, early bool) {
+	l := start(t, Config{})
+	var c net.Conn
+	if early {
+		c = l.dial(t)
+	}
+	if _, err := l.hello(t, "http", testKey); err != nil {
+		t.Fatal(err)
+	}
+	if !early {
+		c = l.dial(t)
+	}
+	told := func(stage string) wire.Event {
+		t.Helper()
+		var list []wire.Event
+		// The reflector accepts and reads in its own time, and says nothing by which
+		// this end could tell when it has.
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+			list = l.ledger(l.sessions.find(testID)).Strays
+			if len(list) == 1 && list[0].Stage == stage {
+				return list[0]
+			}
+		}
+		t.Fatalf("stage %s is awaited: %+v", stage, list)
+		return wire.Event{}
+	}
+	want := wire.Event{Transport: scenarios.TCP, Remote: c.LocalAddr().(*net.TCPAddr).AddrPort(), Local: l.at, Stage: protocol.StageConnect, Unfinished: true}
+	got := told(protocol.StageConnect)
+	want.Time = got.Time
+	if diff := cmp.Diff(want, got, same); diff != "" {
+		t.Errorf("nothing came (-want +got):\n%s", diff)
+	}
+
+	deaf := &firstWritten{Conn: c, closed: make(chan struct{})}
+	go tls.Client(deaf, &tls.Config{ServerName: "a.example", NextProtos: []string{"h2"}}).HandshakeContext(t.Context())
+	got = told(protocol.StageTLS)
+	seen := &wire.TLSSeen{}
+	protocol.Hear(seen, deaf.first.Load().([]byte))
+	seen.ServerName = "a.example"
+	want.Stage, want.Time, want.TLS = protocol.StageTLS, got.Time, seen
+	if diff := cmp.Diff(want, got, same); diff != "" {
+		t.Errorf("a ClientHello came (-want +got):\n%s", diff)
+	}
+	close(deaf.closed)
+	c.Close()
+	for got.Unfinished {
+		got = told(protocol.StageTLS)
+	}
+	if got.Fault == "" { // which one, is chance: the client leaves with an answer unread
+		t.Errorf("after the end: %+v", got)
+	}
+	l.end(t)
+	if n := len(l.unproven.from); n != 0 {
+		t.Errorf("connections from %d addresses are still under way", n)
+	}
+}
+
+// A firstWritten connection keeps what was written first, and reads nothing.
+type firstWritten struct {
+	net.Conn
+	first  atomic.Value
+	closed chan struct{}
+}
+
+func (c *firstWritten) Write(b []byte) (int, error) {
+	c.first.CompareAndSwap(nil, bytes.Clone(b))
+	return c.Conn.Write(b)
+}
+
+func (c *firstWritten) Read([]byte) (int, error) {
+	<-c.closed
+	return 0, io.EOF
+}
+
 func TestUnprovenConnectionsUnderWayAreBounded(t *testing.T) {
-	var r record
-	var l wire.Ledger
 	event := func(n int) wire.Event {
 		return wire.Event{Transport: scenarios.TCP, Remote: netip.AddrPortFrom(loopback, uint16(n)), Local: local, Unfinished: true}
 	}
-	for n := range maxStrays + 10 {
-		r.unproven(open{event: event(n)})
-	}
-	if r.fill(&l); len(l.Strays) != maxStrays {
-		t.Errorf("%d strays", len(l.Strays))
-	}
-	for n := range maxStrays + 10 {
-		r.stray(event(n))
-	}
-	if len(r.open) != 0 {
-		t.Errorf("%d connections are still open", len(r.open))
+	for stage, most := range map[string]int{protocol.StageConnect: maxStrays / 2, protocol.StageBanner: maxStrays} {
+		var r record
+		var l wire.Ledger
+		for n := range maxStrays + 10 {
+			e := event(n)
+			e.Stage = stage
+			r.unproven(open{event: e})
+		}
+		if r.fill(&l); len(l.Strays) != most {
+			t.Errorf("stage %s: %d strays", stage, len(l.Strays))
+		}
+		for n := range maxStrays + 10 {
+			r.stray(event(n))
+		}
+		if len(r.open) != 0 {
+			t.Errorf("stage %s: %d connections are still open", stage, len(r.open))
+		}
 	}
 }
 
@@ -175,7 +264,7 @@ func TestConnectionThatProvesItselfIsNoOtherSessionsAnyMore(t *testing.T) {
 		}
 		b.sessions.touch(s, near.Addr())
 	}
-	u := b.underWay(context.WithValue(t.Context(), toldKey{}, new(told)), addressed{}, protocol.StageToken)
+	u := b.underWay(context.WithValue(t.Context(), toldKey{}, new(told)), protocol.Arrived(addressed{}, b.clock.now()), protocol.StageToken)
 	var said wire.Transcript
 	u.Tell(&said)
 	said.Hear("hello")

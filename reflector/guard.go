@@ -6,8 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"runtime/debug"
-	"slices"
-	"sync"
 
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/wire"
@@ -68,49 +66,6 @@ func (r *Reflector) guarded(ctx context.Context, c net.Conn) (events []wire.Even
 		}
 	}()
 	return r.stream(ctx, c, false)
-}
-
-// told are the sessions whose ledgers tell of a connection under way. When it
-// ends they must not any more, whatever became of its event: a session with
-// something under way does not expire.
-type told struct {
-	mu   sync.Mutex
-	list []*session
-}
-
-type toldKey struct{}
-
-func (t *told) add(s *session) {
-	if t == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !slices.Contains(t.list, s) {
-		t.list = append(t.list, s)
-	}
-}
-
-// others does something for every session but one.
-func (t *told) others(but *session, do func(*session)) {
-	if t == nil {
-		return
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.list {
-		if s != but {
-			do(s)
-		}
-	}
-}
-
-func (t *told) left(remote, local netip.AddrPort) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, s := range t.list {
-		s.over(tuple{remote, local})
-	}
 }
 
 func unmapped(a net.Addr) netip.AddrPort {

@@ -24,7 +24,7 @@ import (
 )
 
 // same leaves out how a SYN arrived: only some systems tell, and each time another.
-var same = cmp.Options{cmpopts.IgnoreFields(wire.Event{}, "TCP"), cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty()}
+var same = cmp.Options{cmpopts.IgnoreFields(wire.Event{}, "TCP", "Pause"), cmpopts.EquateComparable(netip.AddrPort{}, netip.Addr{}), cmpopts.EquateEmpty()}
 
 var (
 	testKey  = wire.Key{1, 2, 3}
@@ -112,6 +112,19 @@ func (b *bench) taken(t *testing.T, id wire.SessionID) *wire.Ledger {
 	l := b.ledger(s)
 	l.Witness = ""
 	return l
+}
+
+// end drops one session at once, as if its time were over.
+func (t *sessions) end(id wire.SessionID) {
+	t.mu.Lock()
+	s := t.byID[id]
+	if s != nil {
+		t.drop(s)
+	}
+	t.mu.Unlock()
+	if s != nil {
+		t.ends(s)
+	}
 }
 
 func ports(t testing.TB, s string) scenarios.PortSet {

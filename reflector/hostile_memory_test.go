@@ -168,7 +168,7 @@ func TestConnectionThatEndsIsNotUnderWay(t *testing.T) {
 	if !s.busy() {
 		t.Fatal("nothing is under way")
 	}
-	if p.left(near, local); s.busy() || len(p.list) != 1 {
+	if p.left(tuple{near, local}); s.busy() || len(p.list) != 1 {
 		t.Error("it is still under way")
 	}
 }

@@ -3,12 +3,15 @@ package reflector
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
-	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/wallprobe/wallprobe/protocol"
@@ -56,7 +59,7 @@ func (r *Reflector) inward(from netip.AddrPort, body []byte) (any, error) {
 // callPorts tries every port, some at a time, and groups what it met.
 func (r *Reflector) callPorts(s *session, to netip.Addr, q wire.InwardRequest) wire.InwardReply {
 	var mu sync.Mutex
-	met := make(map[uint16]string)
+	met := make(map[uint16]called)
 	var wg sync.WaitGroup
 	slots := make(chan struct{}, inwardParallel)
 	for port := range q.Ports.All {
@@ -64,35 +67,48 @@ func (r *Reflector) callPorts(s *session, to netip.Addr, q wire.InwardRequest) w
 		wg.Go(func() {
 			defer func() { <-slots }()
 			defer r.guard("call", netip.AddrPortFrom(to, port))
-			fault := r.callPort(s, netip.AddrPortFrom(to, port), q)
+			c := r.callPort(s, netip.AddrPortFrom(to, port), q)
 			mu.Lock()
-			met[port] = fault
+			met[port] = c
 			mu.Unlock()
 		})
 	}
 	wg.Wait()
 	reply := wire.InwardReply{Sent: q.Attempts}
 	faults := make(map[string]scenarios.PortSet)
+	made := make(map[uint16]int)
 	for port := range q.Ports.All {
-		if met[port] == "" {
+		c := met[port]
+		made[port] = c.made
+		if c.fault == "" {
 			reply.Open = appendPort(reply.Open, port)
 			continue
 		}
-		faults[met[port]] = appendPort(faults[met[port]], port)
+		if c.up {
+			reply.Up = appendPort(reply.Up, port)
+		}
+		faults[c.fault] = appendPort(faults[c.fault], port)
 	}
-	for fault, ports := range faults {
-		reply.Fault = append(reply.Fault, wire.InwardFault{Ports: ports, Fault: fault})
+	reply.Made = caught(made)
+	for _, fault := range slices.Sorted(maps.Keys(faults)) {
+		reply.Fault = append(reply.Fault, wire.InwardFault{Ports: faults[fault], Fault: fault})
 	}
 	return reply
 }
 
+// called is what came of a call, or of all calls at a port.
+type called struct {
+	made  int    // calls
+	up    bool   // a TCP connection came up
+	fault string // "" means answered
+}
+
 // callPort makes spaced attempts, of which the first that is answered counts.
-// Without one it gives the first attempt's fault; "" means answered.
-func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest) string {
+// Without one it gives the first attempt's fault.
+func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest) called {
 	ctx, cancel := context.WithTimeout(r.ctx, inwardTimeout)
 	defer cancel()
-	faults := make([]string, q.Attempts)
-	var open atomic.Bool
+	calls := make([]called, q.Attempts)
 	var wg sync.WaitGroup
 	for i := range q.Attempts {
 		m := wire.Message{
@@ -106,38 +122,61 @@ func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest
 			case <-ctx.Done():
 				return
 			}
-			if faults[i] = callOnce(ctx, q.Transport, to, m, &s.keys); faults[i] == "" {
-				open.Store(true)
+			if calls[i] = callOnce(ctx, q.Transport, to, m, &s.keys); calls[i].fault == "" {
 				cancel()
 			}
 		})
 	}
 	wg.Wait()
-	if open.Load() {
-		return ""
+	all := called{fault: cmp.Or(calls[0].fault, protocol.FaultTimeout)}
+	for _, c := range calls {
+		all.made += c.made
+		all.up = all.up || c.up
+		if c.made > 0 && c.fault == "" {
+			all.fault = ""
+		}
 	}
-	return cmp.Or(faults[0], protocol.FaultTimeout)
+	return all
 }
 
-func callOnce(ctx context.Context, t scenarios.Transport, to netip.AddrPort, m wire.Message, k *wire.Keys) string {
+func callOnce(ctx context.Context, t scenarios.Transport, to netip.AddrPort, m wire.Message, k *wire.Keys) called {
+	out := called{made: 1}
 	var d net.Dialer
 	d.SetMultipathTCP(false)
 	c, err := d.DialContext(ctx, string(t), to.String())
 	if err != nil {
-		return protocol.FaultOf(err)
+		out.fault = met(err)
+		return out
 	}
 	defer c.Close()
+	out.up = t == scenarios.TCP
 	defer context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })()
+	out.fault = ask(c, m, k)
+	return out
+}
+
+// ask sends a Call and gives what is wrong with the answer.
+func ask(c net.Conn, m wire.Message, k *wire.Keys) string {
 	if _, err := c.Write(m.Append(nil, k)); err != nil {
-		return protocol.FaultOf(err)
+		return met(err)
 	}
 	buf := make([]byte, wire.MessageSize)
 	if _, err := io.ReadFull(c, buf); err != nil {
-		return protocol.FaultOf(err)
+		return met(err)
 	}
 	answer, err := wire.Parse(buf, k)
 	if err != nil || answer.Kind != wire.Request || answer.Probe != m.Probe || answer.Port != m.Port {
 		return protocol.FaultForeign
 	}
 	return ""
+}
+
+// met names what ended a call: a fault, or else the system's word alone, such as
+// "no route to host" for some of the ICMP errors.
+func met(err error) string {
+	fault := protocol.FaultOf(err)
+	if errno, ok := errors.AsType[syscall.Errno](err); ok && fault == err.Error() {
+		return errno.Error()
+	}
+	return fault
 }

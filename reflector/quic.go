@@ -298,7 +298,7 @@ func (q *quicPort) serve(ctx context.Context, conn *quic.Conn) {
 	defer q.broken(a.peer)
 	seen := a.tls
 	told := new(told)
-	defer told.left(unmap(a.peer.remote), unmap(a.peer.local))
+	defer told.left(tuple{unmap(a.peer.remote), unmap(a.peer.local)})
 	protocol.ServeQUIC(ctx, protocol.ArrivedQUIC{
 		Conn: conn, Remote: a.peer.remote, Local: a.peer.local, TLS: &seen,
 		Hello: q.flows.hello(a.peer.remote, a.peer.local),

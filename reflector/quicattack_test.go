@@ -355,6 +355,8 @@ func TestAddressThatAConnectionMovesToNeverGetsMoreThanItSent(t *testing.T) {
 	res := s.connect(1)
 	s.settle()
 	s.check()
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if n := s.quic.withheld.Load(); names == 0 || n == 0 {
 		t.Errorf("%d packets came in other names, %d answers were withheld: nothing was tried; %+v", names, n, res)
 	}

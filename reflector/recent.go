@@ -86,7 +86,7 @@ func (r *Reflector) tie(l *wire.Ledger) {
 		known[arrival{e.Time, e.Remote, e.Local}] = true
 	}
 	other := func(e wire.Event) bool {
-		return e.Session != (wire.SessionID{}) && e.Session != l.Session && r.sessions.find(e.Session) != nil
+		return e.Session != (wire.SessionID{}) && e.Session != l.Session && r.sessions.knows(e.Session)
 	}
 	for _, e := range r.recent.from(sources, l.Started.Add(-synBefore)) {
 		if len(l.Strays) < maxStrays && !known[arrival{e.Time, e.Remote, e.Local}] && !other(e) {

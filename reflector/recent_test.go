@@ -63,6 +63,20 @@ func TestStraysAreTiedOnceASourceIsProven(t *testing.T) {
 	}
 }
 
+// A round comes seconds after the one before, whose session has ended by then.
+func TestStraysOfASessionThatEndedAreNotTheNextOnes(t *testing.T) {
+	b := newBench(t, Config{})
+	ended := wire.SessionID{9}
+	b.deliver(near, b.request(ended, nil))
+	b.sessions.end(ended)
+	b.note(strayAt(b, proxy, 1, ended))
+	b.note(strayAt(b, proxy, 2, wire.SessionID{}))
+	b.deliver(proxy, b.request(testID, nil))
+	if diff := cmp.Diff("2 ", portsOf(b.taken(t, testID).Strays)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 func TestRememberedArrivalsAreBounded(t *testing.T) {
 	var r recent
 	for i := range maxRecent + 10 {

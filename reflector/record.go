@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -193,7 +194,11 @@ func (r *record) begin(o open) {
 func (r *record) unproven(o open) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.open) < maxStrays {
+	room := maxStrays
+	if o.event.Stage == protocol.StageConnect {
+		room /= 2 // the rest is for those that say something
+	}
+	if len(r.open) < room {
 		r.keep(o)
 	}
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/wallprobe/wallprobe/reflector/steer"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
+	"github.com/wallprobe/wallprobe/witness"
 )
 
 // Config says what to serve. Key and the ports are needed; the rest has good zero values.
@@ -54,8 +55,9 @@ type Reflector struct {
 	agents   agents   // of ICE
 	inside   sync.Map // *wire.TLSSeen of connections that carry STUN, by netip.AddrPort of the near end
 	conns    sources
+	unproven unproven
 	late     later
-	witness  *steer.SYNs
+	witness  *witness.Packets
 	syns     synStore
 	recent   recent
 	half     atomic.Bool // half-open connections can be listed
@@ -84,17 +86,17 @@ func Listen(cfg Config) (*Reflector, error) {
 		return nil, err
 	}
 	r := &Reflector{cfg: cfg, set: set, ca: ca, started: cfg.Now(), own: ownAddrs(), ctx: context.Background(), calls: make(chan struct{}, maxInward), data: make(chan struct{}, maxData)}
-	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
+	r.sessions = sessions{key: cfg.Key, now: cfg.Now, missed: r.missed, ends: r.ended, came: r.unproven.tell, byID: make(map[wire.SessionID]*session), from: make(map[netip.Addr][]*session)}
 	r.journal.w = cfg.Journal
 	r.relay = relay.New(r.relayConfig())
 	r.quic = newQUICPort(r)
 	for _, u := range set.Unserved() {
 		r.unserved = append(r.unserved, wire.Unserved{Transport: u.Transport, Ports: u.Ports, Reason: u.Err.Error()})
 	}
-	r.witness, err = steer.Witness(cfg.Addrs...)
+	r.witness, err = witness.Open(cfg.Addrs...)
 	if err != nil {
 		cfg.Log.Debug("no packet witness", "error", err)
-		_, err = steer.HalfOpen()
+		_, err = witness.HalfOpen()
 		r.half.Store(err == nil)
 	}
 	return r, nil
@@ -186,7 +188,7 @@ func (r *Reflector) Close() error {
 	return r.set.Close()
 }
 
-func (r *Reflector) witnessed(batch []steer.SYN) {
+func (r *Reflector) witnessed(batch []witness.SYN) {
 	for _, s := range batch {
 		r.syns.add(s.Source.Addr().Unmap(), s.Dest.Port(), s.Time)
 	}
@@ -197,7 +199,7 @@ func (r *Reflector) witnessed(batch []steer.SYN) {
 func (r *Reflector) keepBooks(ctx context.Context) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for n := 0; ; n++ {
+	for {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -209,9 +211,7 @@ func (r *Reflector) keepBooks(ctx context.Context) error {
 				r.journal.ledger(r.ledger(s))
 			}
 		}
-		if n%60 == 0 {
-			r.sessions.expire(false)
-		}
+		r.sessions.expire(false)
 	}
 }
 
@@ -220,7 +220,7 @@ func (r *Reflector) lookHalfOpen() {
 	if !r.half.Load() {
 		return
 	}
-	list, err := steer.HalfOpen()
+	list, err := witness.HalfOpen()
 	if err != nil {
 		r.half.Store(false)
 		return

@@ -17,6 +17,7 @@ import (
 const (
 	maxSessions = 1000
 	sessionIdle = 15 * time.Minute // after the last sign of life
+	byeGrace    = 10 * time.Second // after the client's goodbye, for packets that are still on their way
 	clockSkew   = 24 * time.Hour   // how far a client's clock may be off
 	maxSources  = 64               // addresses that one session may come from
 	maxOver     = 1 << 16          // ended sessions that are remembered
@@ -36,7 +37,8 @@ type session struct {
 	keys    wire.Keys // with the nonce
 	offline wire.Keys // with the zero nonce, for probes sent before control
 	touched time.Time
-	missed  uint64 // SYNs that the reflector had lost when the session began
+	left    time.Time // when the client said goodbye; zero while it has not
+	missed  uint64    // SYNs that the reflector had lost when the session began
 }
 
 // sessions is the table of all stays. It is safe for concurrent use.
@@ -45,8 +47,9 @@ type sessions struct {
 	now func() time.Time
 	// missed counts the SYNs that the reflector lost so far; nil is none.
 	missed func() uint64
-	ends   func(*session) // called without the lock when a session is dropped
-	memory budget         // of all records
+	ends   func(*session)             // called without the lock when a session is dropped
+	came   func(*session, netip.Addr) // and when one came from an address for the first time; nil is none
+	memory budget                     // of all records
 
 	mu   sync.Mutex
 	byID map[wire.SessionID]*session
@@ -96,6 +99,13 @@ func (t *sessions) find(id wire.SessionID) *session {
 	return t.byID[id]
 }
 
+// knows tells whether there is such a session, or was.
+func (t *sessions) knows(id wire.SessionID) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.byID[id] != nil || t.over[id]
+}
+
 // prove checks a whole message and gives its session, making it when the
 // message is the first of a session that began without control.
 func (t *sessions) prove(p []byte) (wire.Message, *session, error) {
@@ -134,10 +144,14 @@ func (t *sessions) touch(s *session, from netip.Addr) {
 	from = from.Unmap()
 	isNew := s.addSource(from)
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	s.touched = t.now()
-	if isNew && t.byID[s.id] == s {
+	isNew = isNew && t.byID[s.id] == s
+	if isNew {
 		t.from[from] = append(t.from[from], s)
+	}
+	t.mu.Unlock()
+	if isNew && t.came != nil {
+		t.came(s, from)
 	}
 }
 
@@ -175,25 +189,35 @@ func (t *sessions) all() []*session {
 	return slices.Collect(maps.Values(t.byID))
 }
 
-// end drops one session.
-func (t *sessions) end(id wire.SessionID) {
+// leave notes that a session's client needs it no more, and tells whether there
+// is one. It stays for byeGrace, so that what is still on its way is answered and
+// recorded as before.
+func (t *sessions) leave(id wire.SessionID) bool {
 	t.mu.Lock()
+	defer t.mu.Unlock()
 	s := t.byID[id]
-	if s != nil {
-		t.drop(s)
+	if s != nil && s.left.IsZero() {
+		s.left = t.now()
 	}
-	t.mu.Unlock()
-	if s != nil {
-		t.ends(s)
-	}
+	return s != nil
 }
 
-// expire drops what showed no sign of life; all drops every session.
+// lapsed tells whether a session's time is over; the caller holds the lock. After
+// a goodbye no sign of life makes it longer: what is late is no client.
+func (t *sessions) lapsed(s *session) bool {
+	since, stays := s.touched, sessionIdle
+	if !s.left.IsZero() {
+		since, stays = s.left, byeGrace
+	}
+	return t.now().Sub(since) > stays && !s.busy()
+}
+
+// expire drops what is over; all drops every session.
 func (t *sessions) expire(all bool) {
 	t.mu.Lock()
 	var gone []*session
 	for _, s := range t.byID {
-		if all || t.now().Sub(s.touched) > sessionIdle && !s.busy() {
+		if all || t.lapsed(s) {
 			gone = append(gone, s)
 			t.drop(s)
 		}

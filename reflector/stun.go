@@ -148,6 +148,12 @@ func (r *Reflector) relayEvent(e relay.Event) {
 	if e.Result != "ok" && e.Kind != relay.KindData {
 		ev.Fault = e.Result
 	}
+	if e.Kind == relay.KindUnproven {
+		ev.Answered, ev.Fault, ev.Length, ev.Digest = false, protocol.FaultAltered, len(e.Request), digest(e.Request)
+	}
+	if e.Request != nil {
+		ev.Said = protocol.STUNSaid([][]byte{e.Answer}, [][]byte{e.Request})
+	}
 	if e.Kind == relay.KindEnd {
 		ev.Fault, ev.BytesIn, ev.BytesOut = "", e.ToPeer, e.FromPeer
 	}

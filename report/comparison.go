@@ -104,13 +104,17 @@ func (o Options) kind(k expect.Kind) cell {
 
 func (o Options) state(s expect.State) cell {
 	c := o.verdict(s.Verdict)
+	s.Rejection = "" // stands below, where there is room
 	c.text = state(s)
 	return c
 }
 
 func state(s expect.State) string {
-	if s.Verdict == "" {
+	switch {
+	case s.Verdict == "":
 		return "not there"
+	case s.Rejection != "":
+		return fmt.Sprintf("%s (%s)", s.Verdict, s.Rejection)
 	}
 	return string(s.Verdict)
 }
@@ -186,7 +190,7 @@ func reasons(c expect.Change) []string {
 	for _, s := range sides {
 		for _, d := range s.DecidedBy {
 			if d.Back == back || !s.Verdict.Passes() {
-				if text := s.name + ": " + decision(d, c.Ports); len(d.Ports) == 0 || len(d.Ports.Intersect(c.Ports)) > 0 {
+				if text := s.name + ": " + join(", by ", s.Rejection, decision(d, c.Ports)); len(d.Ports) == 0 || len(d.Ports.Intersect(c.Ports)) > 0 {
 					out = append(out, text)
 				}
 			}
@@ -275,7 +279,7 @@ func totals(c expect.Comparison) []string {
 // tally counts kinds: "1 broke, 2 opened".
 func tally(kinds map[expect.Kind]int, none string) string {
 	var said []string
-	for _, k := range []expect.Kind{expect.Broke, expect.Worse, expect.Opened, expect.Better, expect.Different, expect.Untold} {
+	for _, k := range []expect.Kind{expect.Broke, expect.Worse, expect.Opened, expect.Better, expect.Different, expect.Rejection, expect.Untold} {
 		if kinds[k] > 0 {
 			said = append(said, fmt.Sprintf("%s %s", Group(kinds[k]), k))
 		}

@@ -35,10 +35,10 @@ func TestOnlyWhatCountsFailsInJUnit(t *testing.T) {
 		on   []expect.FailOn
 		want string // of each case, in their order
 	}{
-		{nil, "failure failure skipped skipped failure skipped error passed"},
-		{[]expect.FailOn{expect.FailOnWorse}, "failure failure skipped skipped failure failure error passed"},
-		{[]expect.FailOn{expect.FailOnOpened}, "failure failure skipped failure failure skipped error passed"},
-		{[]expect.FailOn{expect.FailOnChange}, "failure failure skipped failure failure failure error passed"},
+		{nil, "failure skipped failure skipped skipped failure skipped error passed"},
+		{[]expect.FailOn{expect.FailOnWorse}, "failure skipped failure skipped skipped failure failure error passed"},
+		{[]expect.FailOn{expect.FailOnOpened}, "failure skipped failure skipped failure failure skipped error passed"},
+		{[]expect.FailOn{expect.FailOnChange}, "failure failure failure skipped failure failure failure error passed"},
 	} {
 		var doc junitSuites
 		if err := xml.Unmarshal(comparisonJUnit(t, sampleComparison(), tt.on...), &doc); err != nil {

@@ -18,7 +18,7 @@ func ComparisonMarkdown(w io.Writer, c expect.Comparison) error {
 	st, text := verdictOf(c)
 	fmt.Fprintf(&out, "## wallprobe: %s %s\n\n%s\n\n", marks[st], md(text), md(strings.Join(totals(c), " ")))
 	for _, doubt := range append(additions(c), c.Doubts()...) {
-		fmt.Fprintf(&out, "> %s.\n\n", md(doubt))
+		fmt.Fprintf(&out, "> %s\n\n", md(doubt+".")) // of a number alone the dot would begin a list
 	}
 	var left []string
 	for _, p := range c.Pairs {

@@ -31,6 +31,11 @@ func sampleComparison() expect.Comparison {
 				{Ports: set("32768-39999"), Verdict: client.Open},
 				{Ports: set("40000-65535"), Verdict: client.RequestLost, Why: "the reflector saw nothing", DecidedBy: rule("tuesday.nft", 18, "udp dport 40000-65535 drop")},
 			}
+		case "CRD-B5":
+			shut(old, i, client.Rejected, "tcp reset that the reflector never sent")
+			shut(new, i, client.Rejected, "icmp admin-prohibited from 10.77.1.1")
+			was.Evidence.Near = []client.Observation{{Ports: was.Ports, Fault: "refused"}}
+			f.Evidence.Near = []client.Observation{{Ports: f.Ports, Fault: "icmp", ICMP: &client.ICMP{Name: "icmp admin-prohibited"}}}
 		case "CRD-B8":
 			shut(new, i, client.Open, "")
 			f.Need = scenarios.Negative

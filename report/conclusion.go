@@ -52,7 +52,8 @@ func ruleAt(r client.Rule) string {
 
 // deciders names the rules that stopped packets, or nothing where these pass.
 func deciders(list []client.Decision, v client.Verdict) string {
-	if len(list) == 0 || v.Passes() {
+	list = slices.DeleteFunc(slices.Clone(list), func(d client.Decision) bool { return v.Passes() && !forbids(d.Rule) })
+	if len(list) == 0 {
 		return ""
 	}
 	did := "dropped"
@@ -64,6 +65,24 @@ func deciders(list []client.Decision, v client.Verdict) string {
 		text += " and " + count(more, "more rule")
 	}
 	return text
+}
+
+// forbids tells whether packets that match a rule go no further.
+func forbids(r client.Rule) bool { return r.Verdict == "drop" || r.Verdict == "reject" }
+
+// noRule is what is told of what no rule explains.
+const noRule = "no rule of the firewall explains it"
+
+// doubts say that no rule explains a finding, and that it was measured again.
+func doubts(f *client.Finding) string {
+	again := ""
+	if f.Round > 0 {
+		again = fmt.Sprintf("measured %d times", f.Round+1)
+	}
+	if !f.Unexplained {
+		return again
+	}
+	return join(", ", noRule, again)
 }
 
 // ruleBriefly is a rule's line, or else its place in its chain.
@@ -221,8 +240,12 @@ func uncontrolled(r *client.Result, o Options) string {
 	if r.Control.Via != "" {
 		return "control over " + r.Control.Via + " was there, then lost"
 	}
+	said := "no port carried control"
+	if r.Control.Proxy != "" {
+		said += " through the proxy " + r.Control.Proxy
+	}
 	if len(r.Control.Tried) == 0 {
-		return "no port carried control"
+		return said
 	}
 	var tried []string
 	for _, t := range r.Control.Tried {
@@ -231,13 +254,13 @@ func uncontrolled(r *client.Result, o Options) string {
 	if more := len(tried) - maxParts; more > 1 && !o.Details {
 		tried = append(tried[:maxParts], fmt.Sprintf("%d more ports", more))
 	}
-	return "no port carried control (" + strings.Join(tried, ", ") + ")"
+	return said + " (" + strings.Join(tried, ", ") + ")"
 }
 
 // unseen tells whether TCP paths stayed silent for lack of a witness.
 func unseen(r *client.Result) bool {
 	return slices.ContainsFunc(r.Findings, func(f client.Finding) bool {
-		return f.Verdict == client.Silent && f.Transport == scenarios.TCP && r.Ledgers[end(&f)] != nil && r.Ledgers[end(&f)].Witness == ""
+		return f.Verdict == client.Silent && f.Transport == scenarios.TCP && r.Ledgers[f.Where()] != nil && r.Ledgers[f.Where()].Witness == ""
 	})
 }
 

@@ -37,7 +37,17 @@ func decidedResult() *client.Result {
 		{Ports: set("1-40000"), Verdict: client.Open, Attempts: tries(40000, 40000, 40000), DecidedBy: []client.Decision{webRule}},
 		{Ports: set("40001-65535"), Verdict: client.RequestLost, Attempts: tries(25535, 0, 0), DecidedBy: []client.Decision{most, some}},
 	}
-	r.Findings, r.Outcomes = []client.Finding{open, reject, lost, part}, nil
+	again := finding(scenarios.TCP, "CRD-X2", "TURN over TCP", "3478", client.Open, "")
+	again.Round = 1
+	mystery := finding(scenarios.TCP, "CRD-B3", "HTTPS", "443", client.Cut, "stage tls: nothing more came")
+	mystery.Unexplained, mystery.Round = true, 2
+	loss := finding(scenarios.UDP, "CRD-B10", "session data, port policy", "12400-12409", client.Partial, "")
+	loss.Parts = []client.Part{
+		{Ports: set("12400"), Verdict: client.Degraded, Attempts: tries(20, 10, 10), Why: "50 % of 20 datagrams lost; at most 20 % are allowed", DecidedBy: []client.Decision{dropRule}},
+		{Ports: set("12401"), Verdict: client.Degraded, Attempts: tries(20, 12, 12), Why: "40 % of 20 datagrams lost; at most 20 % are allowed", DecidedBy: []client.Decision{webRule}},
+		{Ports: set("12402-12409"), Verdict: client.RequestLost, Attempts: tries(24, 0, 0), Unexplained: true},
+	}
+	r.Findings, r.Outcomes = []client.Finding{open, reject, lost, part, again, mystery, loss}, nil
 	return r
 }
 

@@ -31,11 +31,15 @@ func nearEnd(f *client.Finding, r *client.Result) string {
 
 // called: of calls from outside the near end is the one that answers.
 func called(f *client.Finding) string {
-	arrived := 0
+	arrived, syns := 0, 0
 	for i := range f.Evidence.Near {
-		arrived += f.Evidence.Near[i].Arrived
+		arrived, syns = arrived+f.Evidence.Near[i].Arrived, syns+f.Evidence.Near[i].SYNs
 	}
-	return join("; ", append([]string{count(arrived, "call") + " arrived"}, faults(f)...)...)
+	said := []string{count(arrived, "call") + " arrived"}
+	if syns > arrived {
+		said = append(said, count(syns, "SYN")+" arrived")
+	}
+	return join("; ", append(said, faults(f)...)...)
 }
 
 // maxFaults is how many kinds of faults are named in a few words.
@@ -75,7 +79,7 @@ func fault(stage, what string, icmp *client.ICMP) string {
 
 // farEnd is what the ledger has of a finding, in a few words.
 func farEnd(f *client.Finding, r *client.Result) string {
-	l := r.Ledgers[end(f)]
+	l := r.Ledgers[f.Where()]
 	switch {
 	case f.Verdict == client.Unmeasured && f.Attempts == nil:
 		return ""

@@ -408,9 +408,9 @@ func (p *pageResult) addRows(r *client.Result, s *scenarios.Scenario, d depth) [
 // counts are left to the columns of the two ends.
 func why(f *client.Finding) string {
 	if f.Verdict == client.Partial && len(f.Parts) > 0 {
-		return join("; ", share(f), shorten(clean(f.Sentence()), 240), f.Why)
+		return join("; ", share(f), shorten(clean(f.Sentence()), 240), f.Why, doubts(f))
 	}
-	return join("; ", f.Why, deciders(f.DecidedBy, f.Verdict))
+	return join("; ", f.Why, deciders(f.DecidedBy, f.Verdict), doubts(f))
 }
 
 func newOutcome(oc *client.Outcome, r *client.Result, rows []string) pageOutcome {

@@ -31,7 +31,10 @@ type (
 		Sides                           []pageSide
 		Reasons                         []string
 	}
-	pageSide struct{ Class, Name, Verdict, Track string }
+	pageSide struct {
+		Class, Name, Verdict, Track string
+		word                        client.Verdict // to explain
+	}
 )
 
 // ComparisonHTML writes what changed as one page that needs no other file: the
@@ -68,7 +71,7 @@ func newComparisonPage(c expect.Comparison) *comparisonPage {
 		}
 		for _, ch := range shown.Changes {
 			for _, s := range ch.Sides {
-				tracks, verdicts = append(tracks, s.Track), append(verdicts, client.Verdict(s.Verdict))
+				tracks, verdicts = append(tracks, s.Track), append(verdicts, s.word)
 			}
 		}
 		p.Pairs = append(p.Pairs, shown)
@@ -125,7 +128,7 @@ func newPagePair(id string, p expect.Pair) pagePair {
 }
 
 func newPageSide(name string, c expect.Change, s expect.State) pageSide {
-	side := pageSide{Class: classOf(s.Verdict), Name: name, Verdict: state(s)}
+	side := pageSide{Class: classOf(s.Verdict), Name: name, Verdict: state(s), word: s.Verdict}
 	if s.Verdict != "" {
 		side.Track = trackOf(s.Verdict, c.Direction)
 	}

@@ -93,7 +93,7 @@ func quoteOf(f *client.Finding, s *scenarios.Scenario) *pageQuote {
 // sightings are what both ends saw of each destination; those that fared alike
 // are told once.
 func sightings(f *client.Finding, r *client.Result) []sighting {
-	l := r.Ledgers[end(f)]
+	l := r.Ledgers[f.Where()]
 	var out []sighting
 	alike := make(map[[2]string]int) // to its place in out
 	var names [][]string
@@ -144,6 +144,9 @@ func nearSaw(o *client.Observation) string {
 	switch {
 	case o.Inward:
 		said = append(said, count(o.Arrived, "call")+" arrived")
+		if o.SYNs > o.Arrived {
+			said = append(said, count(o.SYNs, "SYN")+" arrived")
+		}
 	default:
 		said = append(said, fmt.Sprintf("%s sent, %s answered", Group(o.Sent), Group(o.Answered)))
 	}
@@ -227,6 +230,9 @@ func arrival(e *wire.Event) string {
 	if e.BytesIn+e.BytesOut > 0 {
 		said = append(said, fmt.Sprintf("%s bytes in, %s out", Group(e.BytesIn), Group(e.BytesOut)))
 	}
+	if e.Pause >= 1 {
+		said = append(said, fmt.Sprintf("once standing still for %.1f s", e.Pause))
+	}
 	if e.TLS != nil {
 		said = append(said, join(" ", e.TLS.Version, e.TLS.ALPN))
 	}
@@ -253,7 +259,7 @@ func synsAt(o *client.Observation, l *wire.Ledger) string {
 // dialogues are what was said, as each end has it, of the first destination
 // with a dialogue that failed.
 func dialogues(f *client.Finding, r *client.Result, most int) []pageSaid {
-	l := r.Ledgers[end(f)]
+	l := r.Ledgers[f.Where()]
 	for i := range f.Evidence.Near {
 		o := &f.Evidence.Near[i]
 		if o.Said == nil || o.Fault == "" && len(f.Evidence.Near) > 1 {

@@ -205,7 +205,9 @@ func facts(r *client.Result) [][2]string {
 }
 
 // proof is a finding's evidence in one line.
-func proof(f *client.Finding, r *client.Result) string { return evidence(f, r.Ledgers[end(f)] != nil) }
+func proof(f *client.Finding, r *client.Result) string {
+	return evidence(f, r.Ledgers[f.Where()] != nil)
+}
 
 // bothEnds is a finding's evidence from both ends, a line each, and the exact
 // ranges of a partial one.

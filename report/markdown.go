@@ -149,7 +149,7 @@ func pathCells(f *client.Finding, r *client.Result) []string {
 	if len(f.Parts) > 0 {
 		why = join("; ", shorten(clean(f.Sentence()), 200), why)
 	}
-	why = join("; ", why, deciders(f.DecidedBy, f.Verdict))
+	why = join("; ", why, deciders(f.DecidedBy, f.Verdict), doubts(f))
 	return []string{"**" + md(f.Path) + "** " + md(f.Title), md(Where(f)), marks[ofPath(f, r)] + " " + md(string(f.Verdict)), md(nearEnd(f, r)), md(farEnd(f, r)), md(why)}
 }
 

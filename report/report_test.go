@@ -401,3 +401,16 @@ func TestTableAlignsWideCharacters(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// How much of a range is open says nothing of what an interrupted run left out.
+func TestShareTellsHowMuchWasNotMeasured(t *testing.T) {
+	part := func(ports string, v client.Verdict) client.Part { return client.Part{Ports: set(ports), Verdict: v} }
+	for want, parts := range map[string][]client.Part{
+		"10 of 30 ports open, 15 unmeasured": {part("1-10", client.Open), part("11-15", client.RequestLost), part("16-30", client.Unmeasured)},
+		"10 of 30 ports open":                {part("1-10", client.Open), part("11-30", client.RequestLost)},
+	} {
+		if got := share(&client.Finding{Parts: parts}); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}

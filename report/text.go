@@ -116,7 +116,7 @@ func findings(r *client.Result, o Options) (*Table, string) {
 			continue
 		}
 		t.add(cell{text: f.Path}, cell{text: f.Title}, cell{text: Where(f)}, o.verdict(f.Verdict),
-			cell{text: evidence(f, r.Ledgers[end(f)] != nil)}, cell{text: milliseconds(f.RTT)})
+			cell{text: evidence(f, r.Ledgers[f.Where()] != nil)}, cell{text: milliseconds(f.RTT)})
 		if len(f.Parts) > 0 {
 			parts(t, f, o)
 		}
@@ -175,17 +175,6 @@ func ports(s scenarios.PortSet, t scenarios.Transport) string {
 	return strings.TrimPrefix(text, "/")
 }
 
-// end is the far end that has the other half of a finding's evidence.
-func end(f *client.Finding) client.Where {
-	switch f.Direction {
-	case scenarios.LAN:
-		return client.WhereLAN
-	case scenarios.Loop:
-		return client.WhereLoop
-	}
-	return client.WhereFar
-}
-
 // evidence is a finding's proof in a few words.
 func evidence(f *client.Finding, ledger bool) string {
 	var said []string
@@ -200,6 +189,9 @@ func evidence(f *client.Finding, ledger bool) string {
 		said = append(said, f.Why)
 	}
 	if text := deciders(f.DecidedBy, f.Verdict); text != "" {
+		said = append(said, text)
+	}
+	if text := doubts(f); text != "" {
 		said = append(said, text)
 	}
 	if s := standIn(f); s != "" {
@@ -236,13 +228,16 @@ func counts(a *client.Attempts, d scenarios.Direction, ledger bool) string {
 
 // share says how much of a range passes, and how much the application needs.
 func share(f *client.Finding) string {
-	passing, all := 0, 0
+	passing, unmeasured, all := 0, 0, 0
 	aimed, several := false, false // at different destinations or variants; at several ports of one
 	hosts := false                 // at different destinations
 	for _, p := range f.Parts {
 		all += p.Ports.Len()
 		if p.Verdict.Passes() {
 			passing += p.Ports.Len()
+		}
+		if p.Verdict == client.Unmeasured {
+			unmeasured += p.Ports.Len()
 		}
 		aimed = aimed || p.Target != f.Parts[0].Target
 		hosts = hosts || isHost(p.Target)
@@ -258,6 +253,9 @@ func share(f *client.Finding) string {
 		things = "destinations"
 	}
 	text := fmt.Sprintf("%s of %s %s open", Group(passing), Group(all), things)
+	if unmeasured > 0 {
+		text += fmt.Sprintf(", %s unmeasured", Group(unmeasured))
+	}
 	switch f.Pick {
 	case scenarios.PickAny:
 		return text + ", one is enough"
@@ -314,6 +312,9 @@ func parts(t *Table, f *client.Finding, o Options) {
 			attempts = fmt.Sprintf("%s sent, %s seen", Group(p.Attempts.Sent), Group(p.Attempts.Seen))
 		}
 		why = join("; ", why, deciders(p.DecidedBy, p.Verdict))
+		if p.Unexplained {
+			why = join("; ", why, noRule)
+		}
 		on := ports(p.Ports, "")
 		if alike && !one {
 			on = "" // as the finding's

@@ -27,7 +27,7 @@ const (
 	CallLedger = "ledger" // LedgerRequest -> Ledger
 	CallInward = "inward" // InwardRequest -> InwardReply
 	CallICE    = "ice"    // ICERequest -> ICEReply
-	CallBye    = "bye"    // ByeRequest -> Ledger; ends the session
+	CallBye    = "bye"    // ByeRequest -> ByeReply; the session ends soon
 
 	// MaxControlBody bounds a request; replies hold ledgers and are bounded by them.
 	MaxControlBody = 64 << 10
@@ -61,6 +61,15 @@ type LedgerRequest struct {
 	Time    time.Time `json:"time"`
 }
 
+// ByeRequest tells that the client has the ledger and needs the session no more.
+type ByeRequest struct {
+	Session SessionID `json:"session"`
+	Time    time.Time `json:"time"`
+}
+
+// ByeReply says that the session ends soon. It has no ledger: that was fetched.
+type ByeReply struct{}
+
 // InwardRequest asks the reflector to probe ports of the client's own address.
 type InwardRequest struct {
 	Session   SessionID           `json:"session"`
@@ -73,8 +82,10 @@ type InwardRequest struct {
 
 // InwardReply says what the reflector met on its way in.
 type InwardReply struct {
-	Sent  int               `json:"sent"` // attempts for each port
-	Open  scenarios.PortSet `json:"open"` // ports whose answer came back and verified
+	Sent  int               `json:"sent"`           // attempts for each port, at the most
+	Made  []Caught          `json:"made,omitempty"` // attempts made, of which the first that is answered is the last
+	Open  scenarios.PortSet `json:"open"`           // ports whose answer came back and verified
+	Up    scenarios.PortSet `json:"up,omitempty"`   // TCP: others at which a connection came up
 	Fault []InwardFault     `json:"fault,omitempty"`
 }
 

@@ -23,6 +23,7 @@ type Event struct {
 	TOS       uint8               `json:"tos,omitempty"`    // traffic class on arrival, ECN bits included
 	BytesIn   int64               `json:"bytesIn,omitempty"`
 	BytesOut  int64               `json:"bytesOut,omitempty"`
+	Pause     float64             `json:"pause,omitempty"`  // the longest in which none of BytesIn's data phase came, seconds
 	Digest    string              `json:"digest,omitempty"` // SHA-256 of the bytes that could not be understood
 	TCP       *TCPSeen            `json:"tcp,omitempty"`
 	TLS       *TLSSeen            `json:"tls,omitempty"`

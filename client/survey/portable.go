@@ -18,7 +18,7 @@ func (u UDP) portable(ctx context.Context) ([]Answer, error) {
 	t := u.tally()
 	s := &portableUDP{tally: t, start: time.Now(), gate: gate{rate: u.Rate}}
 	each(ctx, len(t.answers), min(defaulted(u.InFlight, portableInFlight), portableInFlight), func(i int) { s.port(ctx, i) })
-	return t.finish(ctx)
+	return t.finish(ctx, time.Since(s.start), s.RTT)
 }
 
 // each calls do for 0 to n-1 in stride order, at most limit at once, until ctx ends.
@@ -128,15 +128,18 @@ func (s *portableUDP) attempt(c *net.UDPConn, i, attempt int) {
 	s.lock(func() { s.pending-- })
 }
 
-// listen reads replies for a while and tells whether the port is done.
+// listen reads replies for a while and tells whether the port is done. It gives
+// late answers their time: they are no loss.
 func (s *portableUDP) listen(ctx context.Context, c *net.UDPConn, i, attempt int, d time.Duration) bool {
 	end := time.Now().Add(d)
 	c.SetReadDeadline(end)
 	b := make([]byte, s.MaxReply)
 	for ctx.Err() == nil {
-		done := false
+		answered, done := false, false
 		s.lock(func() {
-			done = s.skip(i) || s.All && attempt == s.Attempts-1 && int(s.answers[i].Answered) == s.Attempts
+			a := &s.answers[i]
+			answered = s.skip(i)
+			done = answered && (a.Fault != None || a.Answered >= a.Sent) || s.All && attempt == s.Attempts-1 && int(a.Answered) == s.Attempts
 		})
 		if done {
 			return true
@@ -153,7 +156,7 @@ func (s *portableUDP) listen(ctx context.Context, c *net.UDPConn, i, attempt int
 			}
 			continue
 		}
-		return false
+		return answered
 	}
 	return true
 }
@@ -226,7 +229,9 @@ func (s *portableTCP) port(ctx context.Context, i int) {
 			continue
 		}
 		if c != nil {
-			a.Exchanged, a.ExchangeErr = s.exchange(ctx, c, a.Port)
+			if a.Exchanged, a.ExchangeErr = s.exchange(ctx, c, a.Port); a.ExchangeErr != nil && ctx.Err() != nil {
+				a.note(outcome{fault: Unfinished})
+			}
 		}
 		break
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"strconv"
+	"sync/atomic"
 	"time"
 	"unsafe"
 
@@ -183,13 +184,52 @@ func explain(fd int, errno error) outcome {
 	return outcome{fault: faultOf(errno), err: errno}
 }
 
-// descriptors is how many descriptors a survey may hold, at most want.
-func descriptors(want int) int {
+// descriptors is how many descriptors the surveys of this process may hold
+// together, so that something is left for everything else that it does.
+func descriptors() int {
 	var limit unix.Rlimit
 	if unix.Getrlimit(unix.RLIMIT_NOFILE, &limit) != nil {
-		return min(want, 512)
+		return 512
 	}
-	return max(1, min(want, int(min(limit.Cur, 1<<20))*3/4))
+	return max(1, int(min(limit.Cur, 1<<20))*3/4)
+}
+
+// leased are the sockets that all surveys of this process hold.
+var leased atomic.Int64
+
+// A lease counts one survey's open sockets. Together the leases keep within
+// what descriptors allows: two surveys at once must not starve each other, or
+// the run's other probes, of sockets.
+type lease struct {
+	held, limit int
+	all         int64
+}
+
+func newLease(limit int) lease { return lease{limit: limit, all: int64(descriptors())} }
+
+// take tells whether one more socket may be opened, and counts it.
+func (l *lease) take() bool {
+	if l.held >= l.limit {
+		return false
+	}
+	if leased.Add(1) > l.all {
+		leased.Add(-1)
+		return false
+	}
+	l.held++
+	return true
+}
+
+// give counts one that was closed.
+func (l *lease) give() {
+	leased.Add(-1)
+	l.held--
+}
+
+// end gives back what is left.
+func (l *lease) end() {
+	leased.Add(-int64(l.held))
+	l.held = 0
 }
 
 // exhausted tells whether an error means that too many sockets are open.

@@ -80,7 +80,7 @@ const (
 	Unreachable              // an ICMP error; Answer.ICMP has it where the system tells
 	Unroutable               // this host has no route or no address of the family
 	TooBig                   // larger than the path's MTU and not to be fragmented; Answer.MTU
-	Unfinished               // the survey was cancelled before this port was decided
+	Unfinished               // the survey was cancelled before this port was decided, or before its exchange ended
 	Other                    // any other error of this host; Answer.Err
 )
 

@@ -353,22 +353,61 @@ func TestLastAttemptIsSparedOnlyAmidSilence(t *testing.T) {
 	for p := uint16(30000); p < 32000; p++ {
 		dropped[p] = true
 	}
-	l.drop("udp dport", dropped)
 	ports := scenarios.PortSet{{First: 19000, Last: 40000}}
-	got, err := UDP{Target: serverAddr[false], Ports: ports, Amid: 100, Spacing: 50 * time.Millisecond, Request: request, Check: check}.Run(t.Context())
-	must(t, err)
-	want := wantHalf(ports, dropped)
-	for i := range want {
-		switch p := want[i].Port; {
-		case p >= 30100 && p < 31900:
-			want[i].Sent = 2
-		case dropped[p]:
-			want[i].Sent = 3
-		default:
-			want[i].Sent = got[i].Sent // until it answered
+	u := UDP{Target: serverAddr[false], Amid: 100, Spacing: 50 * time.Millisecond, Request: request, Check: check}
+	for by, set := range map[string]func(u *UDP){
+		"udp dport": func(u *UDP) { u.Ports = ports },
+		"udp sport": func(u *UDP) { u.LocalPorts, u.RemotePort = ports, 7 },
+	} {
+		l.drop(by, dropped)
+		u := u
+		set(&u)
+		got, err := u.Run(t.Context())
+		must(t, err)
+		want := wantHalf(ports, dropped)
+		for i := range want {
+			switch p := want[i].Port; {
+			case p >= 30100 && p < 31900:
+				want[i].Sent = 2
+			case dropped[p] && len(u.Ports) > 0, p == 20000, p >= 30000 && p < 30050, p >= 31950 && p < 32000:
+				want[i].Sent = 3
+			default:
+				// Until it answered; or, of own ports, as many neighbours as had
+				// had a turn tell where the silence ends.
+				want[i].Sent = got[i].Sent
+			}
+		}
+		if diff := differences(want, got, sameSent); diff != "" {
+			t.Errorf("%s: %.2000s", by, diff)
 		}
 	}
-	if diff := differences(want, got, sameSent); diff != "" {
-		t.Errorf("%.2000s", diff)
+}
+
+// Surveys side by side keep within what is theirs together, and each that finds
+// no socket left waits for one.
+func TestLeasesShareDescriptors(t *testing.T) {
+	a, b := newLease(3), newLease(3)
+	a.all, b.all = leased.Load()+4, leased.Load()+4
+	took := func(l *lease) (n int) {
+		for l.take() {
+			n++
+		}
+		return n
 	}
+	if n := took(&a); n != 3 {
+		t.Errorf("a lease of 3 gave %d", n)
+	}
+	if n := took(&b); n != 1 {
+		t.Errorf("where 1 of 4 is left, a lease gave %d", n)
+	}
+	a.give()
+	if n := took(&b); n != 1 {
+		t.Errorf("after 1 was given back, a lease gave %d", n)
+	}
+	a.end()
+	b.end()
+	if n := took(&a); n != 3 {
+		t.Errorf("after all was given back, a lease of 3 gave %d", n)
+	}
+	a.end()
 }

@@ -312,7 +312,7 @@ func TestUDPCountsEveryAttemptWithAll(t *testing.T) {
 func TestUDPFromManyLocalPorts(t *testing.T) {
 	for name, run := range udpEngines {
 		h := newHost(t, "udp", "127.0.0.1")
-		ports := scenarios.PortSet{{First: 20000, Last: 20499}}
+		ports := scenarios.PortSet{{First: 31200, Last: 31699}}
 		u, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), LocalPorts: ports, RemotePort: h.echo, InFlight: 100, Request: request, Check: check}.complete()
 		must(t, err)
 		var last [2]int
@@ -351,7 +351,7 @@ func TestOwnPortsHearTheRemotePortAlone(t *testing.T) {
 				other.WriteToUDPAddrPort(b[:n], from) // its only answer comes from another port
 			}
 		}()
-		ports := scenarios.PortSet{{First: 20600, Last: 20609}}
+		ports := scenarios.PortSet{{First: 30600, Last: 30609}}
 		u, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), LocalPorts: ports, RemotePort: asked.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
 			Attempts: 2, Spacing: 10 * time.Millisecond, Wait: 50 * time.Millisecond, Request: request, Check: check}.complete()
 		must(t, err)
@@ -420,7 +420,7 @@ func portOf(ln net.Listener) uint16 { return ln.Addr().(*net.TCPAddr).AddrPort()
 func TestTCPFromManyLocalPorts(t *testing.T) {
 	for name, run := range tcpEngines {
 		ln := listenTCP(t, "127.0.0.1")
-		ports := scenarios.PortSet{{First: 21000, Last: 21049}}
+		ports := scenarios.PortSet{{First: 31000, Last: 31049}}
 		tcp, err := TCP{Target: netip.MustParseAddr("127.0.0.1"), LocalPorts: ports, RemotePort: portOf(ln),
 			Exchange: func(_ context.Context, c net.Conn, port uint16) error {
 				if p := c.LocalAddr().(*net.TCPAddr).Port; p != int(port) {
@@ -430,7 +430,7 @@ func TestTCPFromManyLocalPorts(t *testing.T) {
 			}}.complete()
 		must(t, err)
 		if name == "portable" {
-			tcp.LocalPorts = scenarios.PortSet{{First: 21100, Last: 21149}} // the others are in TIME-WAIT
+			tcp.LocalPorts = scenarios.PortSet{{First: 31100, Last: 31149}} // the others are in TIME-WAIT
 		}
 		got, err := run(tcp, t.Context())
 		must(t, err)
@@ -474,9 +474,43 @@ func TestCancellingKeepsWhatIsKnown(t *testing.T) {
 			}}.complete()
 		must(t, err)
 		got, err := run(tcp, ctx)
-		want := []Answer{{Port: portOf(ln), Sent: 1, Answered: 1, ExchangeErr: net.ErrClosed}}
+		want := []Answer{{Port: portOf(ln), Sent: 1, Answered: 1, Fault: Unfinished, ExchangeErr: net.ErrClosed}}
 		if diff := cmp.Diff(want, got, unstable); diff != "" || !errors.Is(err, stop) || !returned {
 			t.Errorf("tcp %s: %v, exchange returned: %v\n%s", name, err, returned, diff)
+		}
+	}
+}
+
+// Of what is silent when a survey is cancelled, only that is silence which was
+// waited for: after the last attempt that a port is due.
+func TestCancelledSurveyCallsNothingSilentThatItDidNotWaitFor(t *testing.T) {
+	const amid, long, now = 2, time.Second, time.Minute
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, c := range map[string]struct {
+		attempts []int // of each port
+		last     time.Duration
+		want     Fault // of the port in the middle
+	}{
+		"waited for":                           {[]int{3, 3, 3, 3, 3}, now - long, Timeout},
+		"not long enough":                      {[]int{3, 3, 3, 3, 3}, now - long + 1, Unfinished},
+		"with an attempt to come":              {[]int{3, 3, 2, 3, 3}, now - long, Timeout}, // amid silent ones it is due no more
+		"amid what has had fewer":              {[]int{3, 3, 2, 3, 1}, now - long, Unfinished},
+		"with two to come":                     {[]int{3, 3, 1, 3, 3}, now - long, Unfinished},
+		"not tried":                            {[]int{0, 0, 0, 0, 0}, 0, Unfinished},
+		"with an attempt to come, at the edge": {[]int{2, 2, 2}, now - long, Unfinished},
+	} {
+		u, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), Ports: scenarios.PortSet{{First: 1000, Last: 999 + uint16(len(c.attempts))}}, Attempts: 3, Amid: amid, Wait: long}.complete()
+		must(t, err)
+		tl := u.tally()
+		for i, n := range c.attempts {
+			for attempt := range n {
+				tl.sent(i, attempt, c.last)
+			}
+		}
+		got, err := tl.finish(ctx, now, 0)
+		if middle := len(c.attempts) / 2; got[middle].Fault != c.want || err == nil {
+			t.Errorf("%s: %v, want %v; %v", name, got[middle].Fault, c.want, err)
 		}
 	}
 }
@@ -530,4 +564,41 @@ func TestSurveysThatCannotBeTried(t *testing.T) {
 func lacks(t *testing.T, err error) {
 	t.Helper()
 	need.Missing(t, err)
+}
+
+// Answers that come after the next attempt are slow, not lost: the survey waits
+// for those to later attempts before it says how many came.
+func TestSlowAnswersAreNoLoss(t *testing.T) {
+	const first, last = 30710, 30729
+	var servers sync.WaitGroup
+	t.Cleanup(servers.Wait)
+	for port := first; port <= last; port++ {
+		server, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: port})
+		must(t, err)
+		t.Cleanup(func() { server.Close() })
+		servers.Go(func() {
+			for {
+				b := make([]byte, 64)
+				n, from, err := server.ReadFromUDPAddrPort(b)
+				if err != nil {
+					return
+				}
+				time.AfterFunc(50*time.Millisecond, func() { server.WriteToUDPAddrPort(b[:n], from) })
+			}
+		})
+	}
+	u, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), Ports: scenarios.PortSet{{First: first, Last: last}}, Spacing: 20 * time.Millisecond,
+		Wait: 20 * time.Second, Request: request, Check: check}.complete()
+	must(t, err)
+	for name, run := range map[string]func(UDP, context.Context) ([]Answer, error){"run": UDP.run, "portable": UDP.portable} {
+		answers, err := run(u, t.Context())
+		must(t, err)
+		sent, answered := 0, 0
+		for _, a := range answers {
+			sent, answered = sent+int(a.Sent), answered+int(a.Answered)
+		}
+		if sent < 2*len(answers) || 20*answered < 19*sent {
+			t.Errorf("%s: %d sent, %d answered", name, sent, answered)
+		}
+	}
 }

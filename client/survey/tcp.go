@@ -28,7 +28,7 @@ type TCP struct {
 	Spacing  time.Duration // between the end of one try and the next; 0 is none
 	Rate     int           // connections begun per second; 0 adapts as in UDP
 	RTT      time.Duration // round-trip time if known beforehand; 0 learns it, and is polite until then
-	InFlight int           // connections at once, exchanges included; 0 is 12,000, or what the descriptor limit leaves
+	InFlight int           // connections at once, exchanges included; 0 is 12,000; no more than the descriptor limit leaves to all surveys
 
 	// Exchange talks over an established connection, which is closed after it
 	// (in the ordinary way: a reset would be evidence of something else). It

@@ -24,13 +24,13 @@ type connector struct {
 	start time.Time
 	order stride
 	pacer *pacer
-	limit int // connections at once
+	// Of handshakes, and of connections from then until their exchange ends.
+	sockets lease
 
 	answers   []Answer
 	next      int // position in the order of the next port to begin
 	ports     []tcpPort
 	byFD      map[int32]int
-	open      int // handshakes, and connections from then until their exchange ends
 	decided   int
 	expire    timers
 	retry     timers
@@ -60,6 +60,7 @@ type exchanged struct {
 	i    int
 	took time.Duration
 	err  error
+	cut  bool // it did not come to its end: the survey did
 }
 
 func (t TCP) run(ctx context.Context) ([]Answer, error) {
@@ -87,7 +88,7 @@ func (t TCP) run(ctx context.Context) ([]Answer, error) {
 	n := len(answers)
 	c := &connector{
 		TCP: t, from: from, ep: ep, event: event, start: time.Now(), order: newStride(n),
-		pacer: newPacer(t.Rate, t.RTT, n*t.Attempts), limit: descriptors(t.InFlight),
+		pacer: newPacer(t.Rate, t.RTT, n*t.Attempts), sockets: newLease(t.InFlight),
 		answers: answers, ports: make([]tcpPort, n), byFD: make(map[int32]int),
 		in: make([]byte, t.Reply), progress: meter{tell: t.Progress, total: n},
 	}
@@ -150,11 +151,12 @@ func (c *connector) begin(now time.Duration) time.Duration {
 		return min(idle, wait)
 	}
 	for range n {
-		if c.open >= c.limit {
+		if !c.sockets.take() {
 			return idle
 		}
 		i, wait := c.due(now)
 		if i < 0 {
+			c.sockets.give()
 			return min(idle, wait)
 		}
 		if !c.connect(i) {
@@ -182,13 +184,16 @@ func (c *connector) due(now time.Duration) (int, time.Duration) {
 	return -1, idle
 }
 
-// connect begins a handshake. It returns false when there are no more sockets
-// to be had for now.
+// connect begins a handshake on a leased socket. It returns false when the
+// system has none for now.
 func (c *connector) connect(i int) bool {
 	local, remote := c.ends(c.answers[i].Port)
 	p := &c.ports[i]
 	fd, err := tcpSocket(local, remote)
-	if exhausted(err) && c.open > 0 {
+	if err != nil {
+		c.sockets.give()
+	}
+	if exhausted(err) && c.sockets.held > 0 {
 		c.retry.push(timer{i: i, at: c.now()})
 		return false
 	}
@@ -198,7 +203,6 @@ func (c *connector) connect(i int) bool {
 	}
 	p.fd, p.began = fd, c.now()
 	p.attempts++
-	c.open++
 	c.answers[i].Sent++
 	c.pacer.sent(c.key(i), p.began)
 	if err = unix.Connect(fd, sockaddr(remote)); err == unix.EINPROGRESS {
@@ -328,6 +332,7 @@ func (c *connector) work(ctx context.Context) {
 			var conn net.Conn
 			if conn, e.err = fileConn(fd, c.Target); e.err == nil {
 				e.took, e.err = c.exchange(ctx, conn, c.answers[i].Port)
+				e.cut = e.err != nil && ctx.Err() != nil
 			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
@@ -349,8 +354,11 @@ func (c *connector) collect() {
 	c.mu.Unlock()
 	for _, e := range ended {
 		c.answers[e.i].Exchanged, c.answers[e.i].ExchangeErr = e.took, e.err
+		if e.cut {
+			c.answers[e.i].note(outcome{fault: Unfinished})
+		}
 		c.working--
-		c.open--
+		c.sockets.give()
 		c.decided++
 	}
 }
@@ -375,13 +383,14 @@ func (c *connector) close(i int) {
 	unix.Close(p.fd)
 	delete(c.byFD, int32(p.fd))
 	p.fd = 0
-	c.open--
+	c.sockets.give()
 }
 
 func (c *connector) closeAll() {
 	for i := range c.ports {
 		c.close(i)
 	}
+	c.sockets.end()
 }
 
 // finish books what ended last and names what was not decided.
@@ -390,10 +399,12 @@ func (c *connector) finish(ctx context.Context) ([]Answer, error) {
 	for i := range c.ports {
 		if c.ports[i].asked {
 			c.told(i, os.ErrDeadlineExceeded) // as an exchange whose context ends
+			c.answers[i].note(outcome{fault: Unfinished})
 		}
 	}
 	for _, i := range c.connected {
 		c.answers[i].ExchangeErr = context.Cause(ctx) // no worker got to it
+		c.answers[i].note(outcome{fault: Unfinished})
 	}
 	for i := range c.answers {
 		if c.answers[i].Answered == 0 {

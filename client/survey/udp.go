@@ -23,12 +23,12 @@ type UDP struct {
 
 	Attempts int           // datagrams per port, 0 is 3; a port that answered gets no further ones
 	All      bool          // send every attempt to every port, to measure loss
-	Amid     int           // a remote port with so many silent ones on each side gets no last attempt: chance does not silence them all; 0 is never; Linux only
+	Amid     int           // a port with so many silent ones on each side gets no last attempt: chance does not silence them all; 0 is never; Linux only
 	Spacing  time.Duration // between attempts at one port; 0 is 200 ms, or 2 round trips if that is more
 	Wait     time.Duration // for answers after the last attempt; 0 is 1 s, or 4 round trips but at least 200 ms if the round-trip time is known
 	Rate     int           // packets per second; 0 goes as fast as the answers show the far end can read
 	RTT      time.Duration // round-trip time if known beforehand; 0 learns it from the answers, and is polite until then
-	InFlight int           // sockets open at once with LocalPorts; 0 is 8,000, or what the descriptor limit leaves
+	InFlight int           // sockets open at once with LocalPorts; 0 is 16,000; no more than the descriptor limit leaves to all surveys
 
 	// Request appends the datagram for a surveyed port; attempts count from 0.
 	// Nil sends empty datagrams.
@@ -135,6 +135,7 @@ type tally struct {
 	undecided int     // ports with neither a valid reply nor a fault
 	heard     []uint8 // how many of each block of ports are decided
 	pending   int     // datagrams still to be sent or answered
+	out, owed int     // datagrams sent; of these, unanswered ones to ports without a fault
 	progress  meter
 }
 
@@ -184,7 +185,9 @@ func (t *tally) skip(i int) bool { return !t.All && t.decided(i) }
 const block = 16
 
 // amid tells whether port i is so deep among silent ones that one attempt less
-// proves as much. The rounds before the last have tried every one of them.
+// proves as much. Of remote ports the rounds before the last have tried every
+// neighbour; of own ports, which take turns with the sockets there are, those
+// whose turn it was, evenly spread (stride).
 func (t *tally) amid(i, attempt int) bool {
 	if t.Amid == 0 || t.All || attempt == 0 || attempt < t.Attempts-1 {
 		return false
@@ -217,6 +220,10 @@ func (t *tally) decide(i int) {
 
 func (t *tally) decided(i int) bool { return t.answers[i].Answered > 0 || t.answers[i].Fault != None }
 
+// late tells whether so much of what was sent to ports that have answered is
+// itself unanswered that it would look like loss. It may only be slow.
+func (t *tally) late() bool { return t.owed*20 > t.out }
+
 // over tells whether waiting longer can change nothing.
 func (t *tally) over() bool {
 	if t.All {
@@ -227,6 +234,10 @@ func (t *tally) over() bool {
 
 func (t *tally) sent(i, attempt int, now time.Duration) {
 	t.answers[i].Sent++
+	t.out++
+	if t.answers[i].Fault == None {
+		t.owed++
+	}
 	t.sentAt[t.key(i, attempt)] = max(1, now)
 }
 
@@ -251,6 +262,9 @@ func (t *tally) reply(i int, b []byte, now time.Duration) (int, time.Duration) {
 		return -1, 0
 	}
 	rtt := max(1, now-t.sentAt[key])
+	if a.Fault == None {
+		t.owed--
+	}
 	if a.Answered == 0 {
 		a.RTT = rtt
 		if a.Fault == None {
@@ -283,11 +297,15 @@ func (t *tally) unanswered(i int) int {
 // fail books an error at port i and returns the key of the datagram that is
 // likely to have met it, or -1.
 func (t *tally) fail(i int, o outcome) int {
+	a := &t.answers[i]
+	if a.Fault == None {
+		t.owed -= int(a.Sent - a.Answered)
+	}
 	if !t.decided(i) {
 		t.decide(i)
 	}
-	t.answers[i].note(o)
-	if t.answers[i].Sent == 0 {
+	a.note(o)
+	if a.Sent == 0 {
 		return -1
 	}
 	return t.key(i, t.unanswered(i))
@@ -299,19 +317,38 @@ func (t *tally) unsent(i int, o outcome) {
 	t.fail(i, o)
 }
 
-// finish names what happened at the ports that stayed silent.
-func (t *tally) finish(ctx context.Context) ([]Answer, error) {
-	end := outcome{fault: Timeout}
-	if ctx.Err() != nil {
-		end.fault = Unfinished
+// finish names what happened at the ports that stayed silent. Where ctx has ended,
+// only those are told as such whose time was over by then.
+func (t *tally) finish(ctx context.Context, now, rtt time.Duration) ([]Answer, error) {
+	ends := make([]Fault, len(t.answers)) // before any is noted: a port's end depends on what its neighbours met
+	for i := range ends {
+		if ends[i] = Timeout; ctx.Err() != nil && !t.waited(i, now-t.wait(rtt)) {
+			ends[i] = Unfinished
+		}
 	}
-	for i := range t.answers {
+	for i, end := range ends {
 		if !t.decided(i) {
-			t.answers[i].note(end)
+			t.answers[i].note(outcome{fault: end})
 		}
 	}
 	t.progress.finish(len(t.answers) - t.undecided)
 	return t.answers, context.Cause(ctx)
+}
+
+// waited tells whether port i got all the attempts that it is due, and the last
+// of them at a time or before.
+func (t *tally) waited(i int, by time.Duration) bool {
+	attempts := t.Attempts
+	if t.amid(i, attempts-1) && t.neighbours(i, attempts-1) {
+		attempts--
+	}
+	last := t.sentAt[t.key(i, attempts-1)]
+	return last > 0 && last <= by
+}
+
+// neighbours tells whether the ports among which one is amid got so many attempts.
+func (t *tally) neighbours(i, attempts int) bool {
+	return !slices.ContainsFunc(t.answers[i-t.Amid:i+t.Amid+1], func(a Answer) bool { return int(a.Sent) < attempts })
 }
 
 // A meter tells progress five times a second at most.

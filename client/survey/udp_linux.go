@@ -39,7 +39,7 @@ func (u UDP) run(ctx context.Context) ([]Answer, error) {
 	if err := s.loop(ctx); err != nil {
 		return t.answers, err
 	}
-	return t.finish(ctx)
+	return t.finish(ctx, s.now(), s.pacer.rtt)
 }
 
 // open makes the one socket of a sweep.
@@ -87,9 +87,12 @@ type sweep struct {
 func (s *sweep) now() time.Duration { return time.Since(s.start) }
 
 func (s *sweep) loop(ctx context.Context) error {
-	for ctx.Err() == nil && !s.over() {
+	for ctx.Err() == nil && (!s.over() || s.late()) {
 		s.receive()
 		now := s.now()
+		if s.over() && now > s.lastSend+s.wait(s.pacer.rtt) {
+			break // late is late
+		}
 		s.progress.update(len(s.answers)-s.undecided, now)
 		s.quiet(s.pacer, s.next == len(s.sentAt))
 		n, wait := s.fill(now)

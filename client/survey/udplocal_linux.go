@@ -13,17 +13,16 @@ import (
 // connected: that would cost as much as the sending.
 type localSweep struct {
 	*tally
-	ep     *epoll
-	start  time.Time
-	order  stride
-	pacer  *pacer
-	from   netip.Addr // where datagrams leave from
-	remote netip.AddrPort
-	to     unix.Sockaddr // remote
-	limit  int
+	ep      *epoll
+	start   time.Time
+	order   stride
+	pacer   *pacer
+	from    netip.Addr // where datagrams leave from
+	remote  netip.AddrPort
+	to      unix.Sockaddr // remote
+	sockets lease
 
 	next   int           // position in the order of the next port to open
-	open   int           // sockets
 	ports  []localPort   // by index of port
 	byFD   map[int32]int // index of port
 	retry  timers        // ports that wait for their next attempt
@@ -51,24 +50,24 @@ func runLocalPorts(ctx context.Context, t *tally, local netip.Addr) ([]Answer, e
 	n := len(t.answers)
 	s := &localSweep{
 		tally: t, ep: ep, start: time.Now(), order: newStride(n),
-		pacer:  newPacer(t.Rate, t.RTT, len(t.sentAt)),
-		from:   local,
-		remote: netip.AddrPortFrom(t.Target.WithZone(""), t.RemotePort),
-		to:     sockaddr(netip.AddrPortFrom(t.Target, t.RemotePort)),
-		limit:  descriptors(defaulted(t.InFlight, 8000)),
-		ports:  make([]localPort, n), byFD: make(map[int32]int), in: newBatch(t.MaxReply),
+		pacer:   newPacer(t.Rate, t.RTT, len(t.sentAt)),
+		from:    local,
+		remote:  netip.AddrPortFrom(t.Target.WithZone(""), t.RemotePort),
+		to:      sockaddr(netip.AddrPortFrom(t.Target, t.RemotePort)),
+		sockets: newLease(defaulted(t.InFlight, 16000)),
+		ports:   make([]localPort, n), byFD: make(map[int32]int), in: newBatch(t.MaxReply),
 	}
 	defer s.closeAll()
 	if err := s.loop(ctx); err != nil {
 		return t.answers, err
 	}
-	return t.finish(ctx)
+	return t.finish(ctx, s.now(), s.pacer.rtt)
 }
 
 func (s *localSweep) now() time.Duration { return time.Since(s.start) }
 
 func (s *localSweep) loop(ctx context.Context) error {
-	for ctx.Err() == nil && (s.next < len(s.answers) || s.open > 0) {
+	for ctx.Err() == nil && (s.next < len(s.answers) || s.sockets.held > 0) {
 		now := s.now()
 		s.progress.update(len(s.answers)-s.undecided, now)
 		s.quiet(s.pacer, false)
@@ -138,14 +137,23 @@ func (s *localSweep) due(now time.Duration) (int, time.Duration) {
 			break
 		}
 		s.retry.pop()
-		if s.ports[t.i].fd != 0 && !s.ports[t.i].lingers {
+		switch p := &s.ports[t.i]; {
+		case p.fd == 0 || p.lingers:
+		case s.amid(t.i, p.attempts):
+			// It has waited since its last attempt. One before it in the list may
+			// not have; then it is heard a little longer.
+			s.expire.push(timer{i: t.i, at: t.at - s.Spacing})
+		default:
 			return t.i, 0
 		}
 	}
-	for s.next < len(s.answers) && s.open < s.limit {
+	for s.next < len(s.answers) && s.sockets.take() {
 		i := s.order.at(s.next)
 		err := s.openPort(i)
-		if exhausted(err) && s.open > 0 {
+		if err != nil {
+			s.sockets.give()
+		}
+		if exhausted(err) && s.sockets.held > 0 {
 			return -1, time.Millisecond // other parts of the program hold descriptors too
 		}
 		s.next++
@@ -178,7 +186,6 @@ func (s *localSweep) openPort(i int) error {
 	s.answers[i].Local = netip.AddrPortFrom(s.from, s.answers[i].Port)
 	s.ports[i].fd = fd
 	s.byFD[int32(fd)] = i
-	s.open++
 	return nil
 }
 
@@ -286,11 +293,12 @@ func (s *localSweep) close(i int) {
 	unix.Close(p.fd)
 	delete(s.byFD, int32(p.fd))
 	p.fd = 0
-	s.open--
+	s.sockets.give()
 }
 
 func (s *localSweep) closeAll() {
 	for i := range s.ports {
 		s.close(i)
 	}
+	s.sockets.end()
 }

@@ -36,7 +36,7 @@ func TestLateAnswersToOwnPortsAreCounted(t *testing.T) {
 			}
 		}
 	}()
-	ports := scenarios.PortSet{{First: 20610, Last: 20613}}
+	ports := scenarios.PortSet{{First: 30610, Last: 30613}}
 	got, err := UDP{Target: netip.MustParseAddr("127.0.0.1"), LocalPorts: ports, RemotePort: server.LocalAddr().(*net.UDPAddr).AddrPort().Port(),
 		Attempts: 3, Spacing: 5 * time.Millisecond, Wait: 20 * time.Second, Request: request, Check: check}.Run(t.Context())
 	must(t, err)

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -23,7 +25,7 @@ func failOnFlag() cli.Flag {
 // failOn reads failOnFlag.
 func failOn(c *cli.Context) ([]expect.FailOn, error) {
 	var out []expect.FailOn
-	for _, text := range c.StringSlice("fail-on") {
+	for _, text := range commaList(c, "fail-on") {
 		f := expect.FailOn(text)
 		if !slices.Contains(expect.FailOns, f) {
 			return nil, usage("--fail-on %s: write %s", text, alternatives(expect.FailOns))
@@ -58,7 +60,9 @@ func compareCommand() *cli.Command {
 			"Verdicts are compared strictly. Times are not compared at all, unless --slower says\n" +
 			"from where on a round trip counts; open and degraded differ only where the shares of\n" +
 			fmt.Sprintf("lost datagrams differ by more than %.0f points of a hundred. What could not be measured\n", expect.LossTolerance*100) +
-			"one of the two times is told, and never called broken.\n\n" +
+			"one of the two times is told, and never called broken. What is rejected both times, but\n" +
+			"by another kind of rejection (a reset, one of the ICMP errors), is told as such, and\n" +
+			"counts for --fail-on change alone.\n\n" +
 			"Exit status: 0 nothing required broke, 1 something required broke (a required path, an\n" +
 			"outcome that is not optional) or --fail-on counts, 2 the two cannot be compared (other\n" +
 			"scenarios, another version of a scenario, a file that is no result), 3 the comparison\n" +
@@ -139,12 +143,20 @@ func openResults(c *cli.Context, command, name string) ([]*client.Result, error)
 	if name != "-" {
 		f, err := os.Open(name)
 		if err != nil {
-			return nil, usage("%s: %v", command, err)
+			return nil, unopened(command, err, "results come from wallprobe run or lab with --json FILE")
 		}
 		defer f.Close()
 		in, named = f, name
 	}
 	return decodeResults(in, named)
+}
+
+// unopened says of a file that is not there where the like of it comes from.
+func unopened(command string, err error, origin string) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return usage("%s: %v; %s", command, err, origin)
+	}
+	return usage("%s: %v", command, err)
 }
 
 func decodeResults(in io.Reader, name string) ([]*client.Result, error) {

@@ -13,7 +13,6 @@ import (
 	"github.com/wallprobe/wallprobe/client"
 	"github.com/wallprobe/wallprobe/expect"
 	"github.com/wallprobe/wallprobe/lab"
-	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 func diffCommand() *cli.Command {
@@ -27,8 +26,9 @@ func diffCommand() *cli.Command {
 			"rule of either file that decides it, and what that means for the outcomes. Without a\n" +
 			"scenario it takes all of them, from every near end. What differs only once, and not\n" +
 			"when it is tried again, is no change.\n\n" +
-			"Which rule decides is seen by tracing a few packets like those of the path; where the\n" +
-			"first packets of a connection do not show it, no rule is named.\n\n" +
+			"Which rule decides is seen by tracing a few packets like those of the path. A rule that\n" +
+			"the first packets do not show, for it goes by contents, amounts or rates, is named where\n" +
+			"its own counter proves that it, and no other, stopped packets of this path.\n\n" +
 			"Exit status: 0 nothing required broke, 1 something required broke (a required path, an\n" +
 			"outcome that is not optional) or --fail-on counts, 2 wrong usage or rules that cannot\n" +
 			"be loaded, 3 inconclusive.\n\n" +
@@ -139,7 +139,7 @@ func newDiff(c *cli.Context, sides [2]side) (*diff, error) {
 	if err != nil {
 		return nil, err
 	}
-	if list, err = confined(list, c.StringSlice("path")); err != nil {
+	if list, err = confined(list, commaList(c, "path")); err != nil {
 		return nil, err
 	}
 	m, err := labMeasurement(c, list, false)
@@ -147,67 +147,25 @@ func newDiff(c *cli.Context, sides [2]side) (*diff, error) {
 	return &diff{sides: sides, m: m}, err
 }
 
-// maxTries is how often what would be a change is measured before it is told.
-const maxTries = 3
-
 // run measures and compares, and again what would be a change that no traced
-// packet bears out: a busy machine loses packets of its own.
+// packet bears out.
 func (d *diff) run(ctx context.Context) (expect.Comparison, error) {
-	results, err := d.measure(ctx, d.m)
+	compare := func(results [][]*client.Result) (expect.Comparison, error) {
+		c, err := expect.Compare(results[0], results[1], expect.Options{})
+		if err != nil {
+			err = &exitError{exitInconclusive, err.Error()}
+		}
+		return c, err
+	}
+	results, err := surely(ctx, d.m, d.measure, func(results [][]*client.Result, try int) ([]string, error) {
+		c, err := compare(results)
+		return unproven(c, try), err
+	}, func(client.Finding) bool { return true }, d.tell) // of both sides, which are compared
 	if err != nil {
 		return expect.Comparison{}, err
 	}
 	d.notes = notesApart(d.sides, results)
-	for try := 1; ; try++ {
-		comparison, err := expect.Compare(results[0], results[1], expect.Options{})
-		if err != nil {
-			return comparison, &exitError{exitInconclusive, err.Error()}
-		}
-		doubtful := unproven(comparison, try)
-		if len(doubtful) == 0 || try == maxTries {
-			return comparison, nil
-		}
-		d.tell(fmt.Sprintf("measuring %s again, to be sure", strings.Join(doubtful, ", ")))
-		if err := d.again(ctx, results, doubtful); err != nil {
-			return comparison, err
-		}
-	}
-}
-
-// again measures paths once more, with more time, and puts what is found in the
-// place of what was found before.
-func (d *diff) again(ctx context.Context, results [2][]*client.Result, paths []string) (err error) {
-	m := d.m
-	m.Timeout, m.Paths = 2*m.Timeout, slices.Concat(paths, carriers(d.m.Scenarios, paths))
-	if m.Scenarios, err = confined(d.m.Scenarios, m.Paths); err != nil {
-		return err
-	}
-	more, err := d.measure(ctx, m)
-	if err != nil {
-		return err
-	}
-	for i := range results {
-		for _, r := range results[i] {
-			d.replace(r, more[i], paths)
-		}
-	}
-	return nil
-}
-
-// carriers are paths over which the two ends can speak with each other: a call
-// from outside has to be asked for. There are none where no path needs that.
-func carriers(list []*scenarios.Scenario, paths []string) (ids []string) {
-	for _, s := range list {
-		called := slices.ContainsFunc(s.Paths, func(p scenarios.Path) bool {
-			return p.Direction == scenarios.In && slices.Contains(paths, p.ID)
-		})
-		for _, p := range s.Paths {
-			if called && p.Direction == scenarios.Out && slices.Contains(p.Transport, scenarios.TCP) && p.Ports.Len() == 1 {
-				ids = append(ids, p.ID)
-			}
-		}
-	}
-	return ids
+	return compare(results)
 }
 
 // unproven are the paths of changes that traced packets do not bear out: these
@@ -227,29 +185,9 @@ func unproven(c expect.Comparison, try int) (ids []string) {
 	return ids
 }
 
-// replace puts findings that were measured again in the place of the first ones,
-// unless they say less.
-func (d *diff) replace(r *client.Result, again []*client.Result, paths []string) {
-	for _, a := range again {
-		if a.Scenario != r.Scenario || a.Role != r.Role || !a.Complete {
-			continue
-		}
-		for _, f := range a.Findings {
-			at := slices.IndexFunc(r.Findings, func(o client.Finding) bool { return o.Path == f.Path && o.Transport == f.Transport })
-			if at >= 0 && slices.Contains(paths, f.Path) && (told(f) || !told(r.Findings[at])) {
-				r.Findings[at] = f
-			}
-		}
-	}
-	for _, s := range d.m.Scenarios {
-		if s.Name == r.Scenario {
-			r.Outcomes = client.Outcomes(s, r.Role, r.Findings)
-		}
-	}
-}
-
 // measure measures behind both firewalls at once.
-func (d *diff) measure(ctx context.Context, m lab.Measurement) (results [2][]*client.Result, err error) {
+func (d *diff) measure(ctx context.Context, m lab.Measurement) ([][]*client.Result, error) {
+	results := make([][]*client.Result, len(d.sides))
 	var errs [2]error
 	var wg sync.WaitGroup
 	for i, s := range d.sides {
@@ -274,9 +212,4 @@ func (s side) wrong(err error) error {
 		status = e.status
 	}
 	return &exitError{status, fmt.Sprintf("--%s: %s", s.name, strings.TrimSpace(err.Error()))}
-}
-
-// told tells whether a finding says how its path fares.
-func told(f client.Finding) bool {
-	return f.Verdict != client.Unmeasured && f.Verdict != client.Silent
 }

@@ -116,13 +116,20 @@ func expectationStatus(r *client.Result) int {
 func expectCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "expect",
-		Usage:     "make a file of expectations from a result, or hold a result against one",
-		ArgsUsage: "RESULT",
+		Usage:     "make a file of expectations from results, or hold a result against one",
+		ArgsUsage: "RESULT...",
 		Description: "RESULT is a file that --json wrote, - is standard input. Expectations by which it\n" +
 			"holds go to standard output; change them as you like and give them to later runs:\n\n" +
 			"  wallprobe expect result.json >office.yaml\n" +
 			"  wallprobe run NAME ... --expect office.yaml\n" +
 			"  wallprobe expect --check office.yaml result.json       without measuring again\n\n" +
+			"One run is as good as its hour. Several of the same (scenario, near end, firewall and\n" +
+			"reflector) make one file: what all of them say is expected. Where they differ, to the\n" +
+			"port, each verdict that was seen is acceptable, and a comment with the word \"differs\"\n" +
+			"says how often; look at those lines and take out what must not be. Of an outcome that\n" +
+			"worked in some of the runs nothing is expected, and a comment says so:\n\n" +
+			"  for i in 1 2 3; do wallprobe run NAME ... --json $i.json; done\n" +
+			"  wallprobe expect 1.json 2.json 3.json >office.yaml\n\n" +
 			"The file is written for one version of a scenario:\n\n" +
 			exampleExpectations + "\n" +
 			"Each port must have one of the verdicts: open, degraded, altered, cut, reply-lost,\n" +
@@ -166,22 +173,45 @@ func expectAction(c *cli.Context) error {
 		_, err = c.App.Writer.Write(b)
 		return err
 	}
-	if c.NArg() != 1 {
-		return usage("expect: needs one result, which --json wrote; see wallprobe expect --help")
+	if c.NArg() == 0 {
+		return usage("expect: needs a result, which --json wrote, or several of the same; see wallprobe expect --help")
 	}
-	results, err := openResults(c, "expect", c.Args().First())
+	names := c.StringSlice("check")
+	if len(names) > 0 && c.NArg() > 1 {
+		return usage("expect: --check holds one result against expectations, and %d are named", c.NArg())
+	}
+	sources, err := openSources(c)
 	if err != nil {
 		return err
 	}
-	if names := c.StringSlice("check"); len(names) > 0 {
-		return checkResults(c, names, results)
+	if len(names) > 0 {
+		return checkResults(c, names, sources[0].Results)
 	}
-	b, err := expect.Write(results)
+	if err := expect.SameRuns(sources); err != nil {
+		return usage("expect: %v", err)
+	}
+	b, err := expect.Write(sources)
 	if err != nil {
 		return &exitError{exitInconclusive, fmt.Sprintf("expect: %v", err)}
 	}
 	_, err = c.App.Writer.Write(b)
 	return err
+}
+
+// openSources reads the results that the arguments name.
+func openSources(c *cli.Context) ([]expect.Source, error) {
+	var out []expect.Source
+	for i, name := range c.Args().Slice() {
+		if slices.Contains(c.Args().Slice()[:i], name) {
+			return nil, usage("expect: %s is named twice, and would count twice", name)
+		}
+		results, err := openResults(c, "expect", name)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, expect.Source{Name: name, Results: results})
+	}
+	return out, nil
 }
 
 // checkResults holds saved results against files.

@@ -30,7 +30,7 @@ func experimentsCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "large", Usage: "transfers of the size that the documents name, 1 GiB instead of 64 MiB: minutes more"},
 			&cli.StringSliceFlag{Name: "only", Usage: "those whose id matches `GLOB`, for example 'CRD-E[1-4]'; may be repeated"},
-			&cli.StringFlag{Name: "json", Usage: "write the rows as JSON to `FILE`, - for standard output"},
+			&cli.StringFlag{Name: jsonFlag, Usage: "write the rows as JSON to `FILE`, - for standard output"},
 			&cli.BoolFlag{Name: "ipv6", Aliases: []string{"6"}, Usage: "measure over IPv6"},
 			&cli.DurationFlag{Name: "timeout", Value: lab.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
 			&cli.BoolFlag{Name: "details", Usage: "show the findings, what was a stand-in, and the documents' own sentences"},
@@ -55,7 +55,7 @@ func experiments(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	tasks, err := choose(books, c.StringSlice("only"))
+	tasks, err := choose(books, commaList(c, "only"))
 	if err != nil {
 		return err
 	}
@@ -82,9 +82,19 @@ func experiments(c *cli.Context) error {
 		return &exitError{exitInconclusive, "stopped before the end"}
 	}
 	rows, disputes := t.rows(tasks), t.disputes(tasks, books)
-	if name := c.String("json"); name != "" {
-		return errors.Join(writeRows(c, name, rows), t.status(tasks))
+	if name := c.String(jsonFlag); name != "" {
+		if err := writeRows(c, name, rows); err != nil || name == stdoutName {
+			return errors.Join(err, t.status(tasks))
+		}
 	}
+	if err := showExperiments(c, rows, disputes); err != nil {
+		return err
+	}
+	return t.status(tasks)
+}
+
+// showExperiments prints the rows, and what the documents disagree about.
+func showExperiments(c *cli.Context, rows []report.ExperimentRow, disputes [][]string) error {
 	if err := report.Experiments(c.App.Writer, rows, textOptions(c)); err != nil {
 		return err
 	}
@@ -100,7 +110,7 @@ func experiments(c *cli.Context) error {
 			return err
 		}
 	}
-	return t.status(tasks)
+	return nil
 }
 
 func choose(books []lab.Book, only []string) ([]task, error) {
@@ -382,7 +392,7 @@ func writeRows(c *cli.Context, name string, rows []report.ExperimentRow) error {
 	if err := report.ExperimentsJSON(&b, rows); err != nil {
 		return err
 	}
-	if name == "-" {
+	if name == stdoutName {
 		_, err := c.App.Writer.Write(b.Bytes())
 		return err
 	}

@@ -73,3 +73,15 @@ func takesValue(flags []cli.Flag, arg string) bool {
 	}
 	return false
 }
+
+// commaList are the values of a flag that may be repeated, and of which none holds a
+// comma: one value may then be a list of them.
+func commaList(c *cli.Context, flag string) []string {
+	var out []string
+	for _, value := range c.StringSlice(flag) {
+		for part := range strings.SplitSeq(value, ",") {
+			out = append(out, strings.TrimSpace(part))
+		}
+	}
+	return out
+}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -31,6 +32,11 @@ func labCommand() *cli.Command {
 			"Exit status: 0 what people want works, 1 something does not, 2 wrong usage or rules\n" +
 			"that cannot be loaded, 3 inconclusive. Behind several firewalls, blocking is no fault.\n" +
 			"With --expect what is expected decides instead.\n\n" +
+			"Behind one firewall, and with --json behind several, the rules that stop a path are\n" +
+			"named. What is not open although none of them can have stopped it is measured again,\n" +
+			"at most twice, for a busy machine loses packets of its own; if it stays so, it is told\n" +
+			"as measured, and that no rule explains it. What a rule may have done by contents, sizes,\n" +
+			"amounts, rates or chance is never measured away.\n\n" +
 			wrap("Firewalls: "+strings.Join(lab.FirewallNames(), ", ")+", or a file of your own.", 88) + "\n\n" +
 			ownRulesHelp + "\n\n" +
 			"A comment in the file puts a box in the way that no rule can be:\n" + boxHelp(),
@@ -87,7 +93,7 @@ func labAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if list, err = confined(list, c.StringSlice("path")); err != nil {
+	if list, err = confined(list, commaList(c, "path")); err != nil {
 		return err
 	}
 	named := c.StringSlice("firewall")
@@ -107,7 +113,7 @@ func labAction(c *cli.Context) error {
 	// A matrix has no room for rules. What passes is told by which only where a
 	// later comparison may ask.
 	if kept := c.String(jsonFlag) != ""; kept || len(firewalls) == 1 {
-		m.Explain = func(v client.Verdict) bool { return kept || !v.Passes() }
+		m.Explain = func(v client.Verdict) bool { return kept || v != client.Open }
 	}
 	if m.Far, err = farFirewall(c); err != nil {
 		return err
@@ -156,7 +162,7 @@ func labAction(c *cli.Context) error {
 // measures scenarios; where no role is named, first tells to take the first one
 // and not all.
 func labMeasurement(c *cli.Context, list []*scenarios.Scenario, first bool) (m lab.Measurement, err error) {
-	m = lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Paths: c.StringSlice("path"), Read: report.ReadJSON}
+	m = lab.Measurement{Scenarios: list, IPv6: c.Bool("ipv6"), Timeout: c.Duration("timeout"), Paths: commaList(c, "path"), Read: report.ReadJSON}
 	if m.Roles, err = rolesFor(list, c.String("as"), first); err != nil {
 		return m, err
 	}
@@ -254,9 +260,10 @@ func enterLab(ctx context.Context) (done bool, err error) {
 	return true, nil
 }
 
-// worlds is how many labs are measured side by side: most of their time is
-// waiting for packets that a firewall swallowed.
-const worlds = 2
+// worlds is how many labs are measured side by side. Most of them wait most of
+// their time, for packets that a firewall swallowed or for the next one of a
+// rhythm. More would save little on two cores, and make answers late.
+const worlds = 3
 
 // measureAll measures behind every firewall, in worlds of their own. Results
 // come in the order of the firewalls, and behind each in that of the scenarios.
@@ -269,7 +276,9 @@ func measureAll(ctx context.Context, firewalls []lab.Firewall, m lab.Measurement
 	done := 0
 	measure := func(fw, part int) {
 		i := fw*len(parts) + part
-		measured, err := measureOne(ctx, firewalls[fw], parts[part])
+		measured, err := measureSurely(ctx, parts[part], func(ctx context.Context, m lab.Measurement) ([]*client.Result, error) {
+			return measureOne(ctx, firewalls[fw], m)
+		})
 		mu.Lock()
 		defer mu.Unlock()
 		results[i], errs[i] = measured, err
@@ -381,8 +390,10 @@ func execCommand() *cli.Command {
 		Usage:     "run any program on a host of the lab",
 		ArgsUsage: "-- COMMAND [ARG...]",
 		Description: "Hosts: host and lan2 (inside), firewall, server and other (outside). A reflector with\n" +
-			"every documented port runs on server unless --bare is given. Example:\n" +
-			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server",
+			"every documented port runs on server unless --bare is given, and its key is in\n" +
+			"$WALLPROBE_KEY. Examples:\n" +
+			"  wallprobe lab exec --host host --firewall stateful -- ping -c 1 server\n" +
+			"  wallprobe lab exec --firewall my.nft -- wallprobe run screenconnect --reflector server",
 		Flags: append([]cli.Flag{
 			&cli.StringFlag{Name: "host", Value: "host", Usage: "`NAME` of the host"},
 			&cli.StringFlag{Name: "firewall", EnvVars: []string{"WALLPROBE_FIREWALL"}, Value: "open", Usage: "`NAME|FILE` of the rules, or FILE+FILE"},
@@ -435,11 +446,12 @@ func execAction(c *cli.Context) error {
 	}
 	defer unfurnish()
 	if !c.Bool("bare") {
-		stop, err := w.StartReflector(c.Context, lab.Measurement{Scenarios: list})
+		key, stop, err := w.StartReflector(c.Context, lab.Measurement{Scenarios: list})
 		if err != nil {
 			return &exitError{exitInconclusive, err.Error()}
 		}
 		defer stop()
+		os.Setenv(keyVar, key.String()) // for the program
 	}
 	status, err := w.Exec(c.Context, c.String("host"), c.Args().Slice())
 	if err != nil {

@@ -64,6 +64,8 @@ func newApp(stdout, stderr io.Writer) *cli.App {
 		ErrWriter:       stderr,
 		Reader:          os.Stdin,
 		HideHelpCommand: true,
+		// The names of files may hold commas. Flags of other things read lists by commaList.
+		DisableSliceFlagSeparator: true,
 		Commands: []*cli.Command{
 			reflectorCommand(),
 			runCommand(),

@@ -70,7 +70,7 @@ func merge(c *cli.Context) error {
 func readJournal(name string) (*client.Journal, error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, usage("merge: %v", err)
+		return nil, unopened("merge", err, "journals come from wallprobe reflector with --journal FILE")
 	}
 	defer f.Close()
 	j, err := client.ReadJournal(f)

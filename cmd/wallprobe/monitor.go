@@ -28,8 +28,9 @@ func monitorFlags() []cli.Flag {
 	}
 }
 
-// shortestWatch keeps a reflector's table of sessions, which remembers each for
-// a quarter of an hour, from being filled by one client.
+// shortestWatch keeps a reflector's table of sessions from being filled by one
+// client: a session that no goodbye reaches the reflector for is remembered for a
+// quarter of an hour.
 const shortestWatch = time.Second
 
 // watched is how run goes on with --watch.

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"net/netip"
 	"slices"
 	"strconv"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/wallprobe/wallprobe/client"
 )
 
 func TestProxiesAreRead(t *testing.T) {
@@ -21,6 +26,44 @@ func TestProxiesAreRead(t *testing.T) {
 		}
 		if got != want {
 			t.Errorf("%q: %s, %v; want %s", text, got, err, want)
+		}
+	}
+}
+
+// Where control failed through a proxy, it is named with what it answered, and
+// what to try next is said of each of its faults once.
+func TestWhatAProxyDidHasARemedy(t *testing.T) {
+	for _, fault := range client.ProxyFaults {
+		if proxyRemedies[fault] == "" {
+			t.Errorf("%s: no remedy", fault)
+		}
+	}
+	if len(proxyRemedies) != len(client.ProxyFaults) {
+		t.Errorf("%d remedies for %d faults", len(proxyRemedies), len(client.ProxyFaults))
+	}
+	r := &client.Result{Reflector: netip.MustParseAddr("192.0.2.1"), Control: client.Control{Proxy: "http://proxy.example:3128", Tried: []client.Tried{
+		{Port: 443, Error: "the proxy answered CONNECT with 502 Bad Gateway", Proxy: client.ProxyInVain},
+		{Port: 8040, Error: "the proxy answered CONNECT with 403 Forbidden", Proxy: client.ProxyForbids},
+		{Port: 8041, Error: "the proxy answered CONNECT with 403 Forbidden", Proxy: client.ProxyForbids},
+	}}}
+	const want = `the reflector 192.0.2.1 was not reached on any port through the proxy http://proxy.example:3128:
+  443/tcp: the proxy answered CONNECT with 502 Bad Gateway
+  8040,8041/tcp: the proxy answered CONNECT with 403 Forbidden
+The proxy did not get to the reflector: may it connect to that address?
+The proxy's rules forbid it. Let them allow the reflector's name or address; many
+proxies allow CONNECT to port 443 alone, so let the reflector listen there.
+Without --proxy, control is tried straight, as the probes are.
+Is the reflector running, and with this address? If it is, stop it and join both ends' evidence:
+  wallprobe merge RESULT.json REFLECTOR-JOURNAL`
+	if diff := cmp.Diff(want, unreachable(r)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestOnlyNamesAreNames(t *testing.T) {
+	for host, want := range map[string]string{"far.example": "far.example", "far.example.": "far.example", "192.0.2.1": "", "2001:db8::1": "", "[2001:db8::1]": "", "fe80::1%eth0": ""} {
+		if got := nameOf(host); got != want {
+			t.Errorf("%s: %q, want %q", host, got, want)
 		}
 	}
 }

@@ -97,7 +97,7 @@ func reflectorConfig(c *cli.Context) (reflector.Config, error) {
 	if cfg.Mode, err = steer.ParseMode(c.String("steering")); err != nil {
 		return cfg, usage("%v", err)
 	}
-	for _, text := range c.StringSlice("listen") {
+	for _, text := range commaList(c, "listen") {
 		a, err := netip.ParseAddr(strings.Trim(text, "[]"))
 		if err != nil {
 			return cfg, usage("--listen %s: not an IP address", text)
@@ -111,7 +111,7 @@ func reflectorConfig(c *cli.Context) (reflector.Config, error) {
 	cfg.TCP, cfg.UDP = scenarios.Ports(list...)
 	cfg.First.TCP, cfg.First.UDP = scenarios.NarrowPorts(list...)
 	cfg.Speaks = protocol.ByPort(list...)
-	for _, text := range c.StringSlice("except") {
+	for _, text := range exceptions(c.StringSlice("except")) {
 		t, ports, ok := strings.Cut(text, "/")
 		set, err := scenarios.ParsePortSet(ports)
 		switch {
@@ -126,6 +126,22 @@ func reflectorConfig(c *cli.Context) (reflector.Config, error) {
 		}
 	}
 	return cfg, nil
+}
+
+// exceptions parts at commas what is of different transports: "tcp/22,25,udp/53"
+// is "tcp/22,25" and "udp/53".
+func exceptions(values []string) []string {
+	var out []string
+	for _, v := range values {
+		for i, part := range strings.Split(v, ",") {
+			if i > 0 && !strings.Contains(part, "/") {
+				out[len(out)-1] += "," + part
+				continue
+			}
+			out = append(out, strings.TrimSpace(part))
+		}
+	}
+	return out
 }
 
 // cannotBind turns the error of binding into what a person can do about it.

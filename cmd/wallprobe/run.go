@@ -28,6 +28,9 @@ func outputFlags() []cli.Flag {
 	)
 }
 
+// keyVar may hold the key, so that it stands on no command line.
+const keyVar = "WALLPROBE_KEY"
+
 func runCommand() *cli.Command {
 	return &cli.Command{
 		Name:      "run",
@@ -38,19 +41,21 @@ func runCommand() *cli.Command {
 			"Needs no privilege. Exit status: 0 what people want works (or with --expect, all that\n" +
 			"is expected holds), 1 something does not, 2 wrong usage, 3 inconclusive (the reflector\n" +
 			"was not reached).\n\n" +
+			"Interrupted (Ctrl-C), it judges and shows what was measured by then. The rest, port by\n" +
+			"port, is unmeasured: nothing is called blocked whose answer was only not waited for.\n\n" +
 			"With --watch it goes on until it is interrupted, then prints the last report; the exit\n" +
 			"status is that of the last round, and the file of --json always holds that round. A round\n" +
 			"that does not reach the reflector says so, and its findings vanish from the metrics.\n\n" +
 			"  wallprobe run SCENARIO --reflector HOST --key-file FILE --watch 5m --metrics 127.0.0.1:9719",
 		Flags: append([]cli.Flag{
-			&cli.StringFlag{Name: "reflector", Usage: "name or address of the reflector's `HOST`"},
-			&cli.StringFlag{Name: "key", EnvVars: []string{"WALLPROBE_KEY"}, Usage: "the `KEY` that the reflector printed"},
+			&cli.StringFlag{Name: "reflector", Usage: "name or address of the reflector's `HOST`; where a path has no names, TLS and HTTP say this one"},
+			&cli.StringFlag{Name: "key", EnvVars: []string{keyVar}, Usage: "the `KEY` that the reflector printed"},
 			&cli.StringFlag{Name: "key-file", Usage: "`FILE` that holds the key"},
 			&cli.StringFlag{Name: "as", Usage: "near end: a `ROLE` of the scenario (default: its first)"},
 			&cli.StringFlag{Name: "family", Usage: "address `FAMILY`: ipv4 or ipv6 (default: what the reflector's name gives first)"},
 			&cli.StringFlag{Name: "lan", Usage: "`HOST` of this network that runs a reflector with the same key, for paths that do not cross the firewall"},
 			expectFlag(),
-			&cli.StringFlag{Name: "proxy", Usage: "HTTP proxy `URL` for control; auto takes it from the environment"},
+			&cli.StringFlag{Name: "proxy", Usage: "proxy `URL` for control, http, https or socks5 (paths are probed without it); auto takes it from the environment"},
 			&cli.BoolFlag{Name: "sweep", Usage: "try every port of a range beyond the firewall, not only edges, a sample and the boundaries between"},
 			&cli.IntFlag{Name: "rate", DefaultText: "adapts", Usage: "`NUMBER` of packets a second of a sweep; 5000 to 10000 is polite"},
 			&cli.DurationFlag{Name: "timeout", Value: client.DefaultTimeout, Usage: "the longest single wait, a `TIME` such as 500ms or 5s"},
@@ -74,7 +79,7 @@ func runAction(c *cli.Context) error {
 	if err != nil {
 		return err
 	}
-	if list, err = confined(list, c.StringSlice("path")); err != nil {
+	if list, err = confined(list, commaList(c, "path")); err != nil {
 		return err
 	}
 	cfg, err := runConfig(c)
@@ -139,7 +144,7 @@ func runConfig(c *cli.Context) (client.Config, error) {
 	if c.String("reflector") == "" {
 		return cfg, usage("run: --reflector HOST is needed: the machine beyond the firewall that runs wallprobe reflector")
 	}
-	for _, text := range c.StringSlice("owned") {
+	for _, text := range commaList(c, "owned") {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return cfg, usage("--owned %s: not an address range", text)
@@ -157,9 +162,11 @@ func runConfig(c *cli.Context) (client.Config, error) {
 
 // locate looks up the addresses of the far ends.
 func locate(ctx context.Context, c *cli.Context, cfg *client.Config) (err error) {
-	if cfg.Reflector, err = lookup(ctx, c.String("reflector"), c.String("family")); err != nil {
+	host := c.String("reflector")
+	if cfg.Reflector, err = lookup(ctx, host, c.String("family")); err != nil {
 		return err
 	}
+	cfg.Name = nameOf(host)
 	if lan := c.String("lan"); lan != "" {
 		cfg.LAN, err = lookup(ctx, lan, familyOf(cfg.Reflector))
 	}
@@ -252,6 +259,14 @@ func lookup(ctx context.Context, host, family string) (netip.Addr, error) {
 	return addrs[0].Unmap(), nil
 }
 
+// nameOf is a host's name, as TLS and HTTP say it; "" for an address.
+func nameOf(host string) string {
+	if _, err := netip.ParseAddr(strings.Trim(host, "[]")); err == nil {
+		return ""
+	}
+	return strings.TrimSuffix(host, ".")
+}
+
 // resolve asks DNS for a documented name.
 func resolve(name string) (netip.Addr, bool) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -278,7 +293,7 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 	saved()
 	own.stop(res, cfg.Scenario)
 	if refusal, ok := errors.AsType[*wire.ControlError](err); ok {
-		return res, fmt.Errorf("%w%w", &exitError{status: exitInconclusive}, refusal)
+		return res, fmt.Errorf("%w%w%s", &exitError{status: exitInconclusive}, refusal, refusalRemedies[refusal.Code])
 	}
 	if res == nil {
 		return nil, usage("%v", err)
@@ -287,6 +302,11 @@ func measure(ctx context.Context, cfg client.Config, out *output) (*client.Resul
 		return res, stopped()
 	}
 	return res, nil
+}
+
+// refusalRemedies say what to try next after a refusal, by its code.
+var refusalRemedies = map[string]string{
+	"key": "; take the one in the line that it printed when it started, or copy its key file here and name that with --key-file",
 }
 
 // stopped is how a command ends that somebody interrupts.
@@ -360,24 +380,48 @@ func outcomeStatus(r *client.Result) int {
 	return exitHolds
 }
 
-// unreachable says which ports were tried for control and what each said.
+// unreachable says which ports were tried for control, what each said, and what
+// to try next.
 func unreachable(r *client.Result) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "the reflector %s was not reached on any port:", r.Reflector)
+	fmt.Fprintf(&b, "the reflector %s was not reached on any port", r.Reflector)
+	if r.Control.Proxy != "" {
+		fmt.Fprintf(&b, " through the proxy %s", r.Control.Proxy)
+	}
+	b.WriteString(":")
 	said := make(map[string][]string)
 	var order []string
+	var faults []client.ProxyFault
 	for _, t := range r.Control.Tried {
 		if said[t.Error] == nil {
 			order = append(order, t.Error)
 		}
 		said[t.Error] = append(said[t.Error], fmt.Sprint(t.Port))
+		if !slices.Contains(faults, t.Proxy) {
+			faults = append(faults, t.Proxy)
+		}
 	}
 	for _, text := range order {
 		fmt.Fprintf(&b, "\n  %s/tcp: %s", strings.Join(said[text], ","), text)
 	}
-	b.WriteString("\nIs it running, and with this address? If it is, stop it and join both ends' evidence:" +
+	for _, fault := range faults {
+		b.WriteString(proxyRemedies[fault])
+	}
+	if r.Control.Proxy != "" {
+		b.WriteString("\nWithout --proxy, control is tried straight, as the probes are.")
+	}
+	b.WriteString("\nIs the reflector running, and with this address? If it is, stop it and join both ends' evidence:" +
 		"\n  wallprobe merge RESULT.json REFLECTOR-JOURNAL")
 	return b.String()
+}
+
+// proxyRemedies say what to try next after what a proxy did.
+var proxyRemedies = map[client.ProxyFault]string{
+	client.ProxyAway:    "\nIs the proxy's address right, and may this machine connect to it?",
+	client.ProxyForeign: "\nIs it a proxy, and of this kind? http://, https:// and socks5:// are not alike.",
+	client.ProxyLogin:   "\nThe proxy wants a name and a password that it knows: --proxy http://NAME:PASSWORD@HOST:PORT",
+	client.ProxyForbids: "\nThe proxy's rules forbid it. Let them allow the reflector's name or address; many\nproxies allow CONNECT to port 443 alone, so let the reflector listen there.",
+	client.ProxyInVain:  "\nThe proxy did not get to the reflector: may it connect to that address?",
 }
 
 // loopPorts are the ports of a scenario's loopback paths.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/report"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
@@ -180,6 +181,7 @@ func (d *display) write(w io.Writer) error {
 		{fmt.Sprintf("%s: %s, version %d", s.Name, s.Title, s.Version), d.about()},
 		{"\nRoles", d.roles()},
 		{"\nPaths", d.paths()},
+		{"", d.names()},
 		{"\nOutcomes, with their ways in the order in which they are tried", d.outcomes()},
 		{"\nStatements that contradict each other", d.conflicts()},
 	}
@@ -256,6 +258,21 @@ func (d *display) paths() *report.Table {
 		}
 		d.quote(t, p.Source, p.Quote)
 	}
+	return t
+}
+
+// names says what is said in the place of names that the documents do not have.
+func (d *display) names() *report.Table {
+	says := func(p scenarios.Path) bool {
+		known := protocol.Named(p.Protocol)
+		return p.Unmeasured == "" && p.Direction == scenarios.Out && len(p.Names)+len(p.Addresses) == 0 &&
+			known != nil && !known.Nameless && (known.Names || protocol.Secure(p.Protocol))
+	}
+	if !slices.ContainsFunc(d.s.Paths, says) {
+		return nil
+	}
+	t := d.table(1)
+	t.Row("Where a path has no names, TLS, HTTP and the like say the name that --reflector has; where that is an address, TLS says none.")
 	return t
 }
 

@@ -75,7 +75,7 @@ func farFirewall(c *cli.Context) (*lab.Firewall, error) {
 
 // notesApart tells what is to be known of one of two firewalls and not of the other:
 // that the new one lets nobody in any more, say.
-func notesApart(sides [2]side, results [2][]*client.Result) (notes []string) {
+func notesApart(sides [2]side, results [][]*client.Result) (notes []string) {
 	var of [2][]string
 	for i := range sides {
 		for _, r := range results[i] {

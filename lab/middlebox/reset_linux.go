@@ -14,6 +14,9 @@ import (
 // maxResetFlows bounds the flows an injector remembers.
 const maxResetFlows = 65536
 
+// packetRoom is for packets that were not looked at yet, in bytes.
+const packetRoom = 16 << 20
+
 // Reset forges TCP resets towards one side of the flows it sees passing. The
 // flow itself passes unhindered; but a host that was told of a reset may send
 // one of its own when the other side goes on.
@@ -47,6 +50,11 @@ func (r Reset) Open(h *lab.Host) (*Injector, error) {
 			return fmt.Errorf("packet socket: %w", err)
 		}
 		i.file = os.NewFile(uintptr(fd), "packets")
+		// On a busy machine it comes late to what waits there, and may lose none.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, packetRoom); err != nil {
+			i.file.Close()
+			return fmt.Errorf("room for %d bytes of packets: %w", packetRoom, err)
+		}
 		return nil
 	})
 	if err != nil {

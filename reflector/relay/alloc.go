@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -48,6 +49,7 @@ type allocation struct {
 type job struct {
 	b    []byte
 	req  *stun.Message
+	raw  []byte // the request as it came, for the event
 	user user
 	peer netip.AddrPort // for the event
 }
@@ -210,7 +212,7 @@ func (a *allocation) submit(req *stun.Message, u user, peer netip.AddrPort, buil
 	m := new(stun.Message)
 	begin(m, req.Type, req.TransactionID)
 	build(m)
-	a.push(job{b: m.Raw, req: m, user: u, peer: peer})
+	a.push(job{b: m.Raw, req: m, raw: bytes.Clone(req.Raw), user: u, peer: peer})
 }
 
 // push hands a message to pion. Over UDP a full queue drops it; over TCP the

@@ -41,6 +41,33 @@ func TestRetransmittedAllocateGetsTheSameRelay(t *testing.T) {
 	}
 }
 
+// A Binding from a 5-tuple does not make its session liable for all that is sent
+// in its name afterwards.
+func TestChallengesAreToldAFewTimesOfKnownTuplesAlone(t *testing.T) {
+	w := newWorld(t)
+	ask := func() { w.s.Datagram(build(t, allocateType, udpTransport), localAddr, remoteAddr) }
+	ask()
+	if got := w.kinds(); got != nil {
+		t.Fatalf("of a stranger: %v", got)
+	}
+	for range 3 * maxTold {
+		w.pay("wp-a", localAddr, remoteAddr)
+		ask()
+		w.next()
+	}
+	var want []string
+	for range maxTold {
+		want = append(want, "a challenge ok")
+	}
+	if d := cmp.Diff(want, w.kinds()); d != "" {
+		t.Error(d)
+	}
+	e := w.events[0]
+	if asked, said := decode(t, e.Request), decode(t, e.Answer); asked.Type != allocateType || asked.TransactionID != said.TransactionID || codeOf(said) != 401 {
+		t.Errorf("%v answered by %v", asked, said)
+	}
+}
+
 func TestSessionsDoingsAreToldInOrder(t *testing.T) {
 	peer, peerAddr := newPeer(t)
 	w := newWorld(t, loopbackRelay)
@@ -63,12 +90,12 @@ func TestSessionsDoingsAreToldInOrder(t *testing.T) {
 	u.ask(refreshType, attr(stun.AttrLifetime, 0, 0, 0, 0))
 	w.stop()
 	got := w.kinds()
-	if len(got) != 9 {
+	if len(got) != 10 {
 		t.Fatal(got)
 	}
-	slices.Sort(got[5:7]) // the peer may answer before its packet is told of
+	slices.Sort(got[6:8]) // the peer may answer before its packet is told of
 	want := []string{
-		"a allocate ok", "a permission 403 peer 10.0.0.1:1: private", "a permission ok", "a channel ok",
+		"a challenge ok", "a allocate ok", "a permission 403 peer 10.0.0.1:1: private", "a permission ok", "a channel ok",
 		"a channel 400 by the relay", "a data from peer", "a data to peer", "a end ended", "a refresh ok",
 	}
 	if d := cmp.Diff(want, got); d != "" {

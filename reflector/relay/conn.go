@@ -21,6 +21,8 @@ type conn struct {
 
 	mu     sync.Mutex // guards authed and the order of read deadlines
 	authed bool
+
+	told told // guarded by Server.mu
 }
 
 // ErrFrame ends a stream that goes on as neither STUN nor ChannelData.
@@ -105,9 +107,12 @@ func (k *conn) serve() error {
 			k.s.channelData(a, b)
 			continue
 		}
-		switch k.s.message(o, b) {
-		case malformed:
-			return ErrFrame
+		switch v := k.s.message(o, b); v {
+		case malformed, unproven:
+			k.s.tell(o, KindUnproven, b, nil)
+			if v == malformed {
+				return ErrFrame
+			}
 		case authentic:
 			k.mu.Lock()
 			k.authed = true

@@ -69,7 +69,7 @@ func (s *Server) binding(o origin, w *workspace) verdict {
 			return stranger
 		}
 		s.mapped(&w.rep, &w.req, o)
-		s.answerStranger(o, w)
+		s.answerStranger(o, w, nil)
 		return stranger
 	}
 	name, err := w.req.Get(stun.AttrUsername)
@@ -105,7 +105,7 @@ func (s *Server) binding(o origin, w *workspace) verdict {
 		s.cfg.Count("stun-short")
 		result = "not answered: shorter than its answer"
 	} else {
-		s.earn(o.tuple, saved, now)
+		s.earn(o, session, saved, now)
 		if err := s.send(o, w.rep.Raw); err != nil {
 			result = "not answered: " + err.Error()
 		}
@@ -121,23 +121,52 @@ func (s *Server) mapped(rep, req *stun.Message, o origin) {
 	rep.Add(stun.AttrXORMappedAddress, xorAddress(&buf, o.remote, req.TransactionID))
 }
 
-// earn keeps the bytes by which an authenticated Binding was longer than its
-// answer.
-func (s *Server) earn(t tuple, bytes int, now time.Time) {
-	if t.tcp {
-		return
-	}
+// earn keeps whose an authenticated Binding was and, over UDP, the bytes by which
+// it was longer than its answer.
+func (s *Server) earn(o origin, session string, bytes int, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.proofs.update(t, now, func(p *proof) { p.credit = min(p.credit+bytes, maxCredit) })
+	if o.conn != nil {
+		o.conn.told.session = session
+		return
+	}
+	s.proofs.update(o.tuple, now, func(p *proof) {
+		p.credit = min(p.credit+bytes, maxCredit)
+		p.told.session = session
+	})
+}
+
+// tell tells the session whose Binding came from this 5-tuple of a message that
+// nobody has signed for, and says whether it did.
+func (s *Server) tell(o origin, k Kind, request, answer []byte) bool {
+	now := s.cfg.Now()
+	s.mu.Lock()
+	var session string
+	var ok bool
+	if o.conn != nil {
+		session, ok = o.conn.told.next()
+	} else if p, known := s.proofs.known[o.tuple]; known && !now.After(p.expires) {
+		session, ok = p.told.next()
+		s.proofs.known[o.tuple] = p
+	}
+	s.mu.Unlock()
+	if ok {
+		s.cfg.Event(Event{Time: now, Session: session, TCP: o.tcp, Local: o.local, Remote: o.remote, Kind: k, Result: "ok",
+			Request: request, Answer: answer})
+	}
+	return ok
 }
 
 // answerStranger sends w.rep unless it would give a spoofed source more
-// bytes than were sent in its name.
-func (s *Server) answerStranger(o origin, w *workspace) {
+// bytes than were sent in its name. Before it does, it calls first, unless that
+// is nil: whatever the other end heard has been told of.
+func (s *Server) answerStranger(o origin, w *workspace, first func()) {
 	if !s.mayAnswer(o, len(w.rep.Raw)-len(w.req.Raw)) {
 		s.cfg.Count("stun-short")
 		return
+	}
+	if first != nil {
+		first()
 	}
 	if s.send(o, w.rep.Raw) != nil {
 		s.cfg.Count("stun-send")
@@ -271,15 +300,17 @@ func (s *Server) challenge(o origin, w *workspace, code stun.ErrorCode) {
 		w.rep.Add(stun.AttrRealm, []byte(s.cfg.Realm))
 		w.rep.Add(stun.AttrNonce, s.nonce(o.tuple, now))
 	}
-	s.answerStranger(o, w)
+	s.answerStranger(o, w, func() { s.tell(o, KindChallenge, w.req.Raw, w.rep.Raw) })
 }
 
 // refuse signs and sends w.rep, an error, to an authenticated user. Its
 // length needs no check: the nonce has been to that 5-tuple and back.
 func (s *Server) refuse(o origin, w *workspace, u user, result string) {
-	if u.key.AddTo(&w.rep) != nil || s.send(o, w.rep.Raw) != nil {
+	err := u.key.AddTo(&w.rep)
+	s.cfg.Event(Event{Time: s.cfg.Now(), Session: u.session, ID: w.req.TransactionID, TCP: o.tcp,
+		Local: o.local, Remote: o.remote, Kind: turnKinds[w.req.Type.Method], Result: result,
+		Request: w.req.Raw, Answer: w.rep.Raw})
+	if err != nil || s.send(o, w.rep.Raw) != nil {
 		s.cfg.Count("stun-send")
 	}
-	s.cfg.Event(Event{Time: s.cfg.Now(), Session: u.session, ID: w.req.TransactionID, TCP: o.tcp,
-		Local: o.local, Remote: o.remote, Kind: turnKinds[w.req.Type.Method], Result: result})
 }

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -76,6 +77,7 @@ func newWorld(t testing.TB, change ...func(*Config)) *world {
 		Event: func(e Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			e.Request, e.Answer = bytes.Clone(e.Request), bytes.Clone(e.Answer)
 			w.events = append(w.events, e)
 		},
 		Send: func(b []byte, l, r netip.AddrPort) error {

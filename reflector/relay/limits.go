@@ -127,6 +127,27 @@ const maxCredit = 4096
 type proof struct {
 	credit  int
 	expires time.Time
+	told    told
+}
+
+// told bounds what a session is told of a 5-tuple that proves no more than that
+// a Binding of its own came from there.
+type told struct {
+	session string // empty while there was no Binding
+	times   int
+}
+
+// maxTold is how often it is told: a probe is challenged once, and once more
+// when its nonce is too old.
+const maxTold = 4
+
+// next gives the session to tell, and takes note of it.
+func (t *told) next() (session string, ok bool) {
+	if t.session == "" || t.times >= maxTold {
+		return "", false
+	}
+	t.times++
+	return t.session, true
 }
 
 type proofs struct {

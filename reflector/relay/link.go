@@ -117,11 +117,14 @@ func (l *link) WriteTo(p []byte, _ net.Addr) (_ int, err error) {
 	if answer && l.asking {
 		return len(p), l.learn(p)
 	}
+	if answer {
+		l.note(typ, p) // before the client can know of it
+	}
 	if err := l.a.s.send(l.a.o, p); err != nil {
 		l.a.s.cfg.Count("stun-send")
 	}
-	if answer {
-		l.note(typ, p)
+	if answer && !l.established {
+		l.a.end()
 	}
 	return len(p), nil // a lost packet is the client's to notice, not pion's
 }
@@ -138,10 +141,10 @@ func (l *link) learn(p []byte) error {
 	return err
 }
 
-// note tells of pion's answer, and ends an allocation that it never made.
+// note tells of pion's answer.
 func (l *link) note(typ stun.MessageType, p []byte) {
 	ev := l.a.event(turnKinds[typ.Method], "ok")
-	ev.Peer = l.current.peer
+	ev.Peer, ev.Request, ev.Answer = l.current.peer, l.current.raw, p
 	copy(ev.ID[:], p[8:])
 	refused := typ.Class == stun.ClassErrorResponse
 	if refused {
@@ -157,9 +160,6 @@ func (l *link) note(typ stun.MessageType, p []byte) {
 		ev.Peer = l.a.sock.addr
 	}
 	l.a.s.cfg.Event(ev)
-	if !l.established {
-		l.a.end()
-	}
 }
 
 // Close is part of net.PacketConn; pion calls it only from Server.Close.

@@ -95,7 +95,9 @@ type Config struct {
 type Kind string
 
 // The kinds of events. KindData is told of the first packet in each
-// direction, KindEnd of the end of an allocation.
+// direction, KindEnd of the end of an allocation. KindChallenge and KindUnproven
+// prove nothing by themselves: they are told, a few times, of a 5-tuple that a
+// session's Binding came from.
 const (
 	KindBinding    Kind = "binding"
 	KindAllocate   Kind = "allocate"
@@ -104,6 +106,8 @@ const (
 	KindChannel    Kind = "channel"
 	KindData       Kind = "data"
 	KindEnd        Kind = "end"
+	KindChallenge  Kind = "challenge" // an answer to what nobody has signed for
+	KindUnproven   Kind = "unproven"  // a message that was a session's once, or nobody's
 )
 
 // Event is one thing that an authenticated session did.
@@ -119,6 +123,9 @@ type Event struct {
 	Peer          netip.AddrPort // the peer asked for, or the relayed address of KindAllocate
 	ToPeer        int64          // KindEnd: bytes of payload relayed to peers
 	FromPeer      int64          // KindEnd: bytes of payload relayed from peers
+	// Request and Answer are the messages as they came and went, where there are
+	// some; only valid during the call.
+	Request, Answer []byte
 }
 
 // Stats is what the service holds at this moment.
@@ -275,7 +282,7 @@ func (s *Server) Datagram(b []byte, local, remote netip.AddrPort) (handled bool)
 	o := origin{tuple: tuple{local: unmap(local), remote: unmap(remote)}}
 	switch {
 	case looksLikeSTUN(b):
-		if v := s.message(o, b); v == malformed || v == unproven {
+		if v := s.message(o, b); (v == malformed || v == unproven) && !s.tell(o, KindUnproven, b, nil) {
 			s.cfg.Unproven(b, o.tuple.local, o.tuple.remote)
 		}
 		return true

@@ -12,55 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// addressesOf makes what an IP header can hold of 16 bytes each; ok is false for
-// IPv6 addresses that stand for IPv4 ones.
-func addressesOf(a, b []byte, v4 bool) (src, dst netip.Addr, ok bool) {
-	if len(a) != 16 || len(b) != 16 {
-		return src, dst, false
-	}
-	if v4 {
-		return netip.AddrFrom4([4]byte(a)), netip.AddrFrom4([4]byte(b)), true
-	}
-	src, dst = netip.AddrFrom16([16]byte(a)), netip.AddrFrom16([16]byte(b))
-	return src, dst, !src.Is4In6() && !dst.Is4In6()
-}
-
-// A SYN is read from where it stands behind the header, however long that is,
-// and nothing is read where there is no room for it.
-func FuzzParseSYN(f *testing.F) {
-	for _, v4 := range []bool{true, false} {
-		f.Add([]byte("abcdefghijklmnop"), []byte("ponmlkjihgfedcba"), uint16(443), uint16(65535), byte(64), byte(0xb8), byte(7), v4, uint16(60))
-		f.Add(make([]byte, 16), make([]byte, 16), uint16(0), uint16(1), byte(1), byte(3), byte(5), v4, uint16(39))
-		f.Add(make([]byte, 16), make([]byte, 16), uint16(2), uint16(1), byte(1), byte(3), byte(4), v4, uint16(99))
-	}
-	f.Fuzz(func(t *testing.T, a, b []byte, from, to uint16, ttl, tos, options byte, v4 bool, size uint16) {
-		src, dst, ok := addressesOf(a, b, v4)
-		if !ok {
-			return
-		}
-		// The UDP header that is ours to write has its ports where TCP has them.
-		p := appendHeader(nil, Datagram{Local: netip.AddrPortFrom(src, from), Remote: netip.AddrPortFrom(dst, to), Payload: make([]byte, 100)})
-		p = append(p, make([]byte, 100)...)
-		need := 60
-		if v4 {
-			words := int(options % 16)
-			p[0], p[1], p[8] = 0x40|byte(words), tos, ttl
-			if p, need = slices.Insert(p, 20, make([]byte, max(0, words-5)*4)...), max(40, 4*words+4); words < 5 {
-				need = len(p) + 1 // no header is so short
-			}
-		} else {
-			p[0], p[1], p[7] = 0x60|tos>>4, tos<<4, ttl
-		}
-		p = p[:min(int(size), len(p))]
-		got, ok := parseSYN(p)
-		want := SYN{Source: netip.AddrPortFrom(src, from), Dest: netip.AddrPortFrom(dst, to)}
-		want.TTL, want.TOS = ttl, tos
-		if ok != (len(p) >= need) || ok && got != want {
-			t.Errorf("%x: %+v, %v; want %+v", p, got, ok, want)
-		}
-	})
-}
-
 // What the kernel tells of a datagram is read wherever it stands among what else
 // it tells, and what is too short for it is not read.
 func FuzzControlMessages(f *testing.F) {

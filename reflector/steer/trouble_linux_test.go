@@ -17,6 +17,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/witness"
 )
 
 // until waits for something that other threads or the kernel bring about.
@@ -62,10 +64,10 @@ func TestUnprivilegedUserIsToldTheRemedy(t *testing.T) {
 			t.Errorf("mechanism %q lacks %q", s.Mechanism(), part)
 		}
 	}
-	if _, err := Witness(); !errors.Is(err, syscall.EPERM) {
+	if _, err := witness.Open(); !errors.Is(err, syscall.EPERM) {
 		t.Errorf("witness: %v", err)
 	}
-	if _, err := HalfOpen(); err != nil {
+	if _, err := witness.HalfOpen(); err != nil {
 		t.Errorf("half-open connections need no privilege: %v", err)
 	}
 }
@@ -283,15 +285,15 @@ func TestWitnessSeesSYNsThatNothingAnswers(t *testing.T) {
 	}
 	w := newWorld(t)
 	for _, only := range [][]netip.Addr{nil, {near4, any6}} {
-		syns, err := Witness(only...)
+		syns, err := witness.Open(only...)
 		if err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
-		seen := make(chan SYN, 16)
+		seen := make(chan witness.SYN, 16)
 		var ran sync.WaitGroup
 		ran.Go(func() {
-			if err := syns.Run(ctx, func(b []SYN) {
+			if err := syns.Run(ctx, func(b []witness.SYN) {
 				for _, s := range b {
 					seen <- s
 				}
@@ -308,7 +310,7 @@ func TestWitnessSeesSYNsThatNothingAnswers(t *testing.T) {
 				t.Errorf("%s: %s", to, got)
 			}
 			got := <-seen
-			want := SYN{Time: got.Time, Source: netip.AddrPortFrom(far4, got.Source.Port()), Dest: to, TTL: 64}
+			want := witness.SYN{Time: got.Time, Source: netip.AddrPortFrom(far4, got.Source.Port()), Dest: to, TTL: 64}
 			if a.Is6() {
 				want.Source = netip.AddrPortFrom(far6, got.Source.Port())
 			}
@@ -330,6 +332,29 @@ func TestWitnessSeesSYNsThatNothingAnswers(t *testing.T) {
 	}
 }
 
+// What came before the end is told, however late the witness gets to it.
+func TestWitnessTellsWhatCameBeforeTheEnd(t *testing.T) {
+	if !isolated(t, userAndNet, 0) {
+		return
+	}
+	w := newWorld(t)
+	syns, err := witness.Open(near4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syns.Close()
+	const n = 100 // more than one batch
+	for i := range n {
+		w.hear(netip.AddrPortFrom(near4, uint16(4000+i)))
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	got := 0
+	if err := syns.Run(ctx, func(b []witness.SYN) { got += len(b) }); err != nil || got != n {
+		t.Errorf("%d of %d SYNs, %v", got, n, err)
+	}
+}
+
 func TestHalfOpenConnectionsAreListed(t *testing.T) {
 	if !isolated(t, userAndNet, 0) {
 		return
@@ -347,14 +372,14 @@ func TestHalfOpenConnectionsAreListed(t *testing.T) {
 	if err := unix.Sendto(fd, synPacket(source, netip.AddrPortFrom(near4, 443)), 0, &unix.SockaddrInet4{Addr: near4.As4()}); err != nil {
 		t.Fatal(err)
 	}
-	var got []SYN
+	var got []witness.SYN
 	until(t, "a half-open connection", func() bool {
-		if got, err = HalfOpen(); err != nil {
+		if got, err = witness.HalfOpen(); err != nil {
 			t.Fatal(err)
 		}
 		return len(got) > 0
 	})
-	if want := []SYN{{Time: got[0].Time, Source: source, Dest: netip.AddrPortFrom(near4, 443)}}; len(got) != 1 || got[0] != want[0] {
+	if want := []witness.SYN{{Time: got[0].Time, Source: source, Dest: netip.AddrPortFrom(near4, 443)}}; len(got) != 1 || got[0] != want[0] {
 		t.Errorf("want %v, got %v", want, got)
 	}
 }
