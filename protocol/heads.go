@@ -125,7 +125,7 @@ const sampleSize = wire.MessageSize
 // An httpConn is a connection that HTTP is spoken over. It keeps the heads of
 // both directions, and what its last read met: libraries give errors of their
 // own for that. When ctx ends, no deadline that a library sets keeps it from
-// ending too.
+// ending too; when it was taken back, nothing that a library does reaches it.
 type httpConn struct {
 	net.Conn
 	said   *wire.Transcript
@@ -134,10 +134,11 @@ type httpConn struct {
 	closed chan struct{} // when Close was called
 	once   sync.Once
 	stop   sync.Once
-	writes sync.WaitGroup // that are under way
+	calls  sync.WaitGroup // reads and writes that are under way
 	ended  chan struct{}  // when nothing more can be read
 
 	mu     sync.Mutex
+	back   bool // it was taken back
 	sent   heads
 	heard  heads
 	err    error         // of the last read
@@ -160,6 +161,10 @@ func recorded(ctx context.Context, c net.Conn, said *wire.Transcript) *httpConn 
 }
 
 func (h *httpConn) Read(b []byte) (int, error) {
+	if !h.called() {
+		return 0, net.ErrClosed
+	}
+	defer h.calls.Done()
 	n, err := h.Conn.Read(b)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -187,10 +192,10 @@ func (h *httpConn) Read(b []byte) (int, error) {
 }
 
 func (h *httpConn) Write(b []byte) (int, error) {
-	if !h.writing() {
+	if !h.called() {
 		return 0, net.ErrClosed
 	}
-	defer h.writes.Done()
+	defer h.calls.Done()
 	h.mu.Lock()
 	h.sent.feed(b)
 	text := !h.heard.http2
@@ -205,8 +210,8 @@ func (h *httpConn) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Close ends all reads, and lets no further write begin: one that was broken off
-// would leave TLS unable to say goodbye. Whoever made the connection closes it: at the
+// Close ends all reads, and lets no further read or write begin: a write that was
+// broken off would leave TLS unable to say goodbye. Whoever made the connection closes it: at the
 // far end after its event was kept, so that a near end which waits for that can
 // ask for the ledger.
 func (h *httpConn) Close() error {
@@ -216,26 +221,31 @@ func (h *httpConn) Close() error {
 		h.quiet = time.Since(h.last)
 		close(h.closed)
 	})
-	return h.Conn.SetReadDeadline(past)
+	return h.set(h.Conn.SetReadDeadline, past)
 }
 
-// writing counts a write in, unless this end closed the connection.
-func (h *httpConn) writing() bool {
+// called counts a read or a write in, unless this end closed the connection.
+func (h *httpConn) called() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.left() {
 		return false
 	}
-	h.writes.Add(1)
+	h.calls.Add(1)
 	return true
 }
 
-// settle waits for the last writes after Close: HTTP/2 does not when it ends,
-// and a peer that takes nothing would hold them for good.
-func (h *httpConn) settle() {
+// takeBack closes the connection and takes it from the library that had it: that
+// of HTTP/2 neither waits for its last writes, which a peer that takes nothing
+// would hold for good, nor does it close once. A second Close would end at once
+// what whoever made the connection still does with it, mostly Part.
+func (h *httpConn) takeBack() {
 	h.Close()
 	h.SetWriteDeadline(time.Now().Add(time.Second))
-	h.writes.Wait()
+	h.calls.Wait()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.back = true
 }
 
 // left tells whether this end closed the connection.
@@ -307,6 +317,11 @@ func (h *httpConn) SetReadDeadline(t time.Time) error { return h.set(h.Conn.SetR
 func (h *httpConn) SetWriteDeadline(t time.Time) error { return h.set(h.Conn.SetWriteDeadline, t) }
 
 func (h *httpConn) set(deadline func(time.Time) error, t time.Time) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.back {
+		return net.ErrClosed
+	}
 	err := deadline(t)
 	if h.ctx.Err() != nil {
 		return deadline(past)

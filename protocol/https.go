@@ -73,8 +73,10 @@ func notH2(agreed string) error {
 
 // overHTTP2 runs the requests as streams of one HTTP/2 connection.
 func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *Result) {
+	var h *httpConn
 	var cc *http.ClientConn
-	x.overHTTP(ctx, tc, r, func(h *httpConn) requests {
+	x.overHTTP(ctx, tc, r, func(over *httpConn) requests {
+		h = over
 		h.binary()
 		h.extend(x.Stall)
 		t := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: maxHead, Protocols: &http.Protocols{},
@@ -88,6 +90,7 @@ func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *
 			select {
 			case <-h.ended:
 			case <-h.closed: // the library left when the far end said that it will
+				h.takeBack()
 				leave(tc, x.Stall)
 			case <-time.After(min(x.Stall, time.Second)):
 			}
@@ -107,6 +110,7 @@ func (x Exchange) overHTTP2(ctx context.Context, tc *tls.Conn, base url.URL, r *
 	if cc != nil {
 		cc.Close()
 	}
+	h.takeBack()
 }
 
 // requestLine is a request in HTTP/2, whose head is no text, as a line.

@@ -57,7 +57,7 @@ func serveHTTPOn(ctx context.Context, h *httpConn, far Far) []wire.Event {
 	defer s.clock.Stop()
 	server.Serve(&oneConn{conn: h})
 	s.end()
-	h.settle()
+	h.takeBack()
 	s.panics.again()
 	return s.events()
 }

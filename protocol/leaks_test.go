@@ -1,9 +1,12 @@
 package protocol
 
 import (
+	"bytes"
 	"fmt"
+	"net"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -43,6 +46,78 @@ func TestNoExchangeOverLoopbackLeavesAGoroutineBehind(t *testing.T) {
 			t.Errorf("%s: left behind:\n%s", p, routine)
 			before[numberOf(routine)] = true // told once
 		}
+	}
+}
+
+// A lent connection notes what is done to it after it was given back. Libraries
+// that end its reads are held up, so that one which ends them twice does so late.
+type lent struct {
+	*net.TCPConn
+	mu    sync.Mutex
+	back  bool
+	after []string
+}
+
+const heldUp = 50 * time.Millisecond
+
+func (l *lent) note(what string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.back {
+		l.after = append(l.after, what)
+	}
+}
+
+func (l *lent) SetDeadline(t time.Time) error {
+	l.note("SetDeadline")
+	return l.TCPConn.SetDeadline(t)
+}
+
+func (l *lent) SetWriteDeadline(t time.Time) error {
+	l.note("SetWriteDeadline")
+	return l.TCPConn.SetWriteDeadline(t)
+}
+
+func (l *lent) SetReadDeadline(t time.Time) error {
+	l.note("SetReadDeadline")
+	if !t.IsZero() && t.Before(time.Now()) && bytes.Contains(stacks(false), []byte("net/http.(")) {
+		time.Sleep(heldUp)
+	}
+	return l.TCPConn.SetReadDeadline(t)
+}
+
+func (l *lent) giveBack() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.back = true
+}
+
+// When an end has returned, no library does anything to its connection any more,
+// which others then end in order.
+func TestEveryConnectionIsGivenBack(t *testing.T) {
+	for _, p := range every(t) {
+		t.Run(p.String(), func(t *testing.T) {
+			t.Parallel()
+			f := newFar()
+			x := f.exchange()
+			x.Bytes, x.Variant = 5000, p.variant
+			n, g := pair(t)
+			near, far := &lent{TCPConn: n}, &lent{TCPConn: g}
+			var wg sync.WaitGroup
+			wg.Go(func() { f.serve(t.Context(), p.Protocol, far); far.giveBack(); far.CloseWrite() })
+			res := p.TCP.Probe(t.Context(), near, x)
+			near.giveBack()
+			near.CloseWrite()
+			wg.Wait()
+			time.Sleep(3 * heldUp)
+			near.mu.Lock()
+			defer near.mu.Unlock()
+			far.mu.Lock()
+			defer far.mu.Unlock()
+			if res.Stage != StageDone || len(near.after)+len(far.after) > 0 {
+				t.Errorf("%+v; afterwards %v here, %v at the far end", res, near.after, far.after)
+			}
+		})
 	}
 }
 
