@@ -45,7 +45,8 @@ type Comparison struct {
 	Stage       string   `json:"stage"`             // last stage begun
 	Fault       string   `json:"fault,omitempty"`
 	HelloDigest string   `json:"helloDigest,omitempty"`
-	Said        string   `json:"said,omitempty"` // the first line of a dialogue
+	Said        string   `json:"said,omitempty"`  // the first line of a dialogue
+	Begun       int      `json:"begun,omitempty"` // connections, where the first was long in coming up
 }
 
 // passed tells whether the exchange reached the reflector and came back.
@@ -222,6 +223,9 @@ func (r *runner) connectTo(ctx context.Context, p Probe, c *Comparison) net.Conn
 		return u
 	}
 	conn, a := r.dial(ctx, to)
+	if a.Sent > 1 {
+		c.Begun = int(a.Sent)
+	}
 	if conn == nil {
 		var o Observation
 		o.fault(a)
@@ -269,6 +273,19 @@ func saidOf(list []Finding) map[string]bool {
 				if c.Said != "" {
 					m[c.Said] = true
 				}
+			}
+		}
+	}
+	return m
+}
+
+// sparesOf are the connections by port that comparisons began and did not need.
+func sparesOf(list []Finding) map[uint16]int {
+	m := make(map[uint16]int)
+	for _, f := range list {
+		for _, o := range f.Evidence.Near {
+			for _, c := range o.Controls {
+				m[c.Port] += max(c.Begun-1, 0)
 			}
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,34 @@ type farEnd struct {
 	partings partings    // of control
 	leaving  atomic.Bool // control is not needed any more
 	hellos   protocol.Hellos
+	spares   spares
+}
+
+// spares counts by port the connections that were begun and on which nothing was
+// heard. The zero value has none.
+type spares struct {
+	mu sync.Mutex
+	at map[uint16]int
+}
+
+// add counts by more connections at a port.
+func (s *spares) add(port uint16, by int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.at == nil {
+		s.at = make(map[uint16]int)
+	}
+	s.at[port] += by
+}
+
+// all lists the port of each.
+func (s *spares) all() (ports []uint16) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, port := range slices.Sorted(maps.Keys(s.at)) {
+		ports = append(ports, slices.Repeat([]uint16{port}, s.at[port])...)
+	}
+	return ports
 }
 
 // contact is how control was found.
@@ -110,14 +139,22 @@ func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, pr
 // A dialFunc is http.Transport.DialContext.
 type dialFunc func(ctx context.Context, network, addr string) (net.Conn, error)
 
-// inOrder makes connections that end in order.
+// inOrder makes connections that end in order. Those that never come up, or on which
+// something was said in vain, are spares too: a box in between may have connected with
+// the far end all the same, and said nothing there.
 func (f *farEnd) inOrder(dial dialFunc) dialFunc {
 	return func(ctx context.Context, network, addr string) (net.Conn, error) {
+		spare := func(int) {}
+		if _, text, err := net.SplitHostPort(addr); err == nil && f.proxy == nil {
+			port, _ := strconv.ParseUint(text, 10, 16)
+			spare = func(by int) { f.spares.add(uint16(port), by) }
+		}
+		spare(1)
 		c, err := dial(ctx, network, addr)
 		if err != nil {
 			return nil, err
 		}
-		return &orderlyConn{Conn: c, partings: &f.partings, leaving: &f.leaving, hellos: &f.hellos}, nil
+		return &orderlyConn{Conn: c, partings: &f.partings, leaving: &f.leaving, speaks: f.hellos.Note, hears: func() { spare(-1) }}, nil
 	}
 }
 

@@ -18,6 +18,7 @@ type farView struct {
 	strays map[farPort][]wire.Event
 	hellos map[string]bool // digests of every ClientHello that the near end sent
 	said   map[string]bool // first lines of the dialogues that were comparisons
+	spares map[uint16]int  // connections by port that were begun beside those of probes and came to nothing
 }
 
 type farPort struct {
@@ -119,13 +120,13 @@ func (v *farView) at(near *Observation, t scenarios.Transport, port uint16) port
 		e.strays = v.unowned(near, farPort{t, aimed})
 	}
 	if t == scenarios.TCP {
-		e.strays = withoutSpares(e.strays, near.Sent-1)
+		e.strays = withoutSpares(e.strays, near.Sent-1+v.spares[aimed])
 	}
 	return e
 }
 
-// withoutSpares leaves out the connections that this end began because the first
-// was long in coming up, at most so many, and closed when one had: nothing was ever
+// withoutSpares leaves out the connections that this end began because another was
+// long in coming up, at most so many, and closed when one had: nothing was ever
 // said on them. The far end may not have met their end yet. One connection is always
 // left.
 func withoutSpares(list []wire.Event, most int) []wire.Event {

@@ -77,7 +77,7 @@ func TestFindingTellsWhatAHelperRewroteAndWhichStepFailed(t *testing.T) {
 	far := of(t, heardBy(1, "done", "", heard(arrived)), heardBy(2, "done", "", heard("PASV")),
 		heardBy(3, "done", "", heard("STOR 6.bin")), heardBy(4, "data", protocol.FaultEOF, heard("EPSV")))
 	list := []Finding{f}
-	Judge(list, map[Where]*wire.Ledger{WhereFar: far})
+	Judge(list, map[Where]*wire.Ledger{WhereFar: far}, Control{})
 	got := make(map[string]conclusion)
 	for _, p := range list[0].Parts {
 		got[p.Target] = conclusion{p.Verdict, p.Why}
@@ -101,7 +101,7 @@ func TestHelpIsShownWhereAllIsOpen(t *testing.T) {
 	)
 	list := []Finding{f}
 	Judge(list, map[Where]*wire.Ledger{WhereFar: of(t,
-		heardBy(1, "done", "", &wire.Said{Heard: []string{"PORT 198,51,100,1,4,1"}}), heardBy(2, "done", "", &wire.Said{Heard: []string{"PASV"}}))})
+		heardBy(1, "done", "", &wire.Said{Heard: []string{"PORT 198,51,100,1,4,1"}}), heardBy(2, "done", "", &wire.Said{Heard: []string{"PASV"}}))}, Control{})
 	if got := list[0]; got.Verdict != Open || len(got.Parts) != 2 || !strings.HasPrefix(got.Why, rewrittenWhy) {
 		t.Errorf("%s, %q, %+v", got.Verdict, got.Why, got.Parts)
 	}

@@ -114,7 +114,7 @@ func TestWhatWasNotTriedIsNoPartOfWhatIsOpen(t *testing.T) {
 		"neither": {nil, "unmeasured"},
 	} {
 		list := findings(plan, c.seen)
-		Judge(list, nil)
+		Judge(list, nil, Control{})
 		f := &list[0]
 		if diff := cmp.Diff(c.want, f.Sentence()); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)

@@ -33,9 +33,9 @@ const (
 
 // Judge gives every finding its verdict from both ends' evidence. Where a far
 // end's ledger is missing, silence is silence. Judging again with better
-// ledgers is allowed; that is what merge does. control are digests of the
-// ClientHellos that control was tried with: they are no probe's.
-func Judge(findings []Finding, ledgers map[Where]*wire.Ledger, control ...string) {
+// ledgers is allowed; that is what merge does. The connections with which control
+// was tried are no probe's.
+func Judge(findings []Finding, ledgers map[Where]*wire.Ledger, control Control) {
 	views := make(map[Where]*farView)
 	wheres := []Where{WhereFar, WhereLAN, WhereLoop}
 	for i := range findings {
@@ -43,13 +43,16 @@ func Judge(findings []Finding, ledgers map[Where]*wire.Ledger, control ...string
 			wheres = append(wheres, w)
 		}
 	}
-	hellos, said := hellosOf(findings), saidOf(findings)
-	for _, digest := range control {
+	hellos, said, spares := hellosOf(findings), saidOf(findings), sparesOf(findings)
+	for _, digest := range control.Hellos {
 		hellos[digest] = true
+	}
+	for _, port := range control.Spares {
+		spares[port]++
 	}
 	for _, where := range wheres {
 		views[where] = viewOf(ledgers[where])
-		views[where].hellos, views[where].said = hellos, said
+		views[where].hellos, views[where].said, views[where].spares = hellos, said, spares
 	}
 	for i := range findings {
 		judgeFinding(&findings[i], views[findings[i].Where()])

@@ -138,7 +138,7 @@ func judged(t testing.TB, tr scenarios.Transport, near []Observation, far *wire.
 	if far != nil {
 		ledgers[WhereFar] = far
 	}
-	Judge(f, ledgers)
+	Judge(f, ledgers, Control{})
 	return f[0]
 }
 
@@ -227,7 +227,7 @@ func TestPortsThatWereNotTriedFareLikeTheOneBefore(t *testing.T) {
 
 func TestFindingWithoutEvidenceKeepsThePlannersReason(t *testing.T) {
 	f := []Finding{{Path: "A", Why: "needs a second machine", Verdict: Unmeasured}}
-	Judge(f, nil)
+	Judge(f, nil, Control{})
 	if diff := cmp.Diff([]Finding{{Path: "A", Why: "needs a second machine", Verdict: Unmeasured}}, f, same); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -238,7 +238,7 @@ func TestJudgingAgainWithALedgerReplacesSilence(t *testing.T) {
 	f := []Finding{{Path: "A", Direction: scenarios.Out, Transport: scenarios.TCP, Evidence: Evidence{Near: []Observation{o}}}}
 	var got []Verdict
 	for _, l := range []*wire.Ledger{nil, of(t), nil, of(t, sawSYN(t))} {
-		Judge(f, map[Where]*wire.Ledger{WhereFar: l})
+		Judge(f, map[Where]*wire.Ledger{WhereFar: l}, Control{})
 		got = append(got, f[0].Verdict)
 	}
 	if diff := cmp.Diff([]Verdict{Silent, RequestLost, Silent, ReplyLost}, got); diff != "" {
@@ -253,7 +253,7 @@ func TestEachFarEndIsJudgedByItsOwnLedger(t *testing.T) {
 		{Path: "B", Direction: scenarios.Loop, Transport: scenarios.TCP, Evidence: Evidence{Near: []Observation{o}}},
 		{Path: "C", Direction: scenarios.Out, Transport: scenarios.TCP, Evidence: Evidence{Near: []Observation{o}}},
 	}
-	Judge(f, map[Where]*wire.Ledger{WhereFar: of(t), WhereLAN: of(t, sawSYN(t))})
+	Judge(f, map[Where]*wire.Ledger{WhereFar: of(t), WhereLAN: of(t, sawSYN(t))}, Control{})
 	if diff := cmp.Diff([]Verdict{ReplyLost, Silent, RequestLost}, []Verdict{f[0].Verdict, f[1].Verdict, f[2].Verdict}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -38,7 +38,7 @@ func TestLossOfMediaIsJudgedByDirection(t *testing.T) {
 			Media: []wire.Media{{Flow: "audio", Sent: 40, Heard: c.audio}, {Flow: "video", Sent: 20, Heard: c.video}}}}
 		list := []Finding{f}
 		for range 2 { // judging again changes nothing
-			Judge(list, map[Where]*wire.Ledger{WhereFar: c.far})
+			Judge(list, map[Where]*wire.Ledger{WhereFar: c.far}, Control{})
 			got := list[0]
 			if got.Verdict != c.verdict || got.Why != c.why || got.Attempts.Seen != c.seen {
 				t.Errorf("%s: %s, %q, %+v", name, got.Verdict, got.Why, *got.Attempts)

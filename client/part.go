@@ -68,14 +68,25 @@ type orderlyConn struct {
 	net.Conn
 	partings *partings
 	leaving  *atomic.Bool
-	hellos   *protocol.Hellos
-	first    sync.Once // of Write
+	speaks   func(first []byte) // called with what is written first
+	hears    func()             // called when something is read
+	spoke    sync.Once
+	heard    sync.Once
 	once     sync.Once // of Close: the second one must not cut the first one short
+}
+
+// Read is net.Conn.
+func (c *orderlyConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 {
+		c.heard.Do(c.hears)
+	}
+	return n, err
 }
 
 // Write is net.Conn.
 func (c *orderlyConn) Write(b []byte) (int, error) {
-	c.first.Do(func() { c.hellos.Note(b) })
+	c.spoke.Do(func() { c.speaks(b) })
 	return c.Conn.Write(b)
 }
 

@@ -2,13 +2,14 @@ package client
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
+	"net/url"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
-
-	"github.com/wallprobe/wallprobe/protocol"
 )
 
 // speaksLast is a far end that has more to say when this end has left. It tells
@@ -63,7 +64,7 @@ func TestConnectionsAreReadToTheirEnd(t *testing.T) {
 }
 
 func orderly(p *partings, c net.Conn, leaving bool) *orderlyConn {
-	o := &orderlyConn{Conn: c, partings: p, leaving: new(atomic.Bool), hellos: new(protocol.Hellos)}
+	o := &orderlyConn{Conn: c, partings: p, leaving: new(atomic.Bool), speaks: func([]byte) {}, hears: func() {}}
 	o.leaving.Store(leaving)
 	return o
 }
@@ -94,5 +95,41 @@ func TestPartingHoldsNobodyUp(t *testing.T) {
 			t.Errorf("%s: %v", name, took)
 		}
 		l.Close()
+	}
+}
+
+// Only the near end knows which connections are its own, and where they led.
+func TestSparesAreCountedUntilSomethingIsHeard(t *testing.T) {
+	proxy := &url.URL{Scheme: "http", Host: "192.0.2.1:3128"}
+	for name, c := range map[string]struct {
+		proxy *url.URL
+		hears bool
+		fails error
+		want  []uint16
+	}{
+		"heard something":    {hears: true},
+		"heard nothing":      {want: []uint16{8002}},
+		"never came up":      {fails: errors.New("given up"), want: []uint16{8002}}, // here
+		"led to a proxy":     {proxy: proxy},
+		"a proxy that fails": {proxy: proxy, fails: errors.New("given up")},
+	} {
+		f := farEnd{proxy: c.proxy}
+		near, far := net.Pipe()
+		go io.Copy(far, far)
+		conn, err := f.inOrder(func(context.Context, string, string) (net.Conn, error) { return near, c.fails })(t.Context(), "tcp", "reflector.example:8002")
+		if err != c.fails {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err == nil {
+			conn.Write([]byte("x"))
+		}
+		if c.hears {
+			conn.Read(make([]byte, 1))
+		}
+		if got := f.spares.all(); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+		near.Close()
+		far.Close()
 	}
 }

@@ -77,6 +77,9 @@ type Control struct {
 	// Hellos are digests of the ClientHellos that control was tried with: a port
 	// that it did not need in the end may be one of the paths.
 	Hellos []string `json:"hellos,omitempty"`
+	// Spares are the ports of connections that control began and heard nothing on,
+	// mostly since it needed them no more.
+	Spares []uint16 `json:"spares,omitempty"`
 }
 
 // Tried is one port that control was tried on.

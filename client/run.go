@@ -277,6 +277,7 @@ func (r *runner) fetch(ctx context.Context, wait time.Duration) {
 	defer r.mu.Unlock()
 	for _, f := range r.ends {
 		r.res.Control.Hellos = append(r.res.Control.Hellos, f.hellos.All()...)
+		r.res.Control.Spares = append(r.res.Control.Spares, f.spares.all()...)
 	}
 }
 
@@ -374,7 +375,7 @@ func (r *runner) result() Result {
 // Conclude judges the findings of a result from the evidence in it and works
 // out the outcomes. It may be called again after evidence was added.
 func Conclude(res *Result, s *scenarios.Scenario) {
-	Judge(res.Findings, res.Ledgers, res.Control.Hellos...)
+	Judge(res.Findings, res.Ledgers, res.Control)
 	if res.Control.Via != "" && res.Ledgers[WhereFar] == nil && res.Why != "" {
 		lost(res.Findings)
 	}

@@ -223,7 +223,7 @@ func TestPartOfASharedSweepHasAVerdictForEveryPort(t *testing.T) {
 		l.UDP = set
 		l.Probes = []wire.ProbeRecord{{Probe: 1, Counts: []wire.Count{{Ports: intersect(probed, ports(t, "1024-40000")), Seen: 1, Answered: 1}}}}
 	})
-	Judge(fs, map[Where]*wire.Ledger{WhereFar: far})
+	Judge(fs, map[Where]*wire.Ledger{WhereFar: far}, Control{})
 	want := []string{"open 1024-40000, request-lost 40001-65535", "open 33333-40000, request-lost 40001-44444"}
 	if diff := cmp.Diff(want, []string{fs[0].Sentence(), fs[1].Sentence()}); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

@@ -3,6 +3,7 @@ package client
 import (
 	"net/netip"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -92,7 +93,7 @@ func TestHandshakesOfBothEndsAreCompared(t *testing.T) {
 func TestTLSThatArrivesWithoutTLSWasEndedOnTheWay(t *testing.T) {
 	o := Observation{Probe: 1, Addr: farAddr, Ports: ports(t, "443"), Sent: 1, Answered: 1, Stage: "done", TLS: handshakeOf(nil)}
 	f := []Finding{{Path: "A", Direction: scenarios.Out, Transport: scenarios.TCP, Protocol: "tls", Ports: o.Ports, Evidence: Evidence{Near: []Observation{o}}}}
-	Judge(f, map[Where]*wire.Ledger{WhereFar: of(t, arrival("done", "", nil))})
+	Judge(f, map[Where]*wire.Ledger{WhereFar: of(t, arrival("done", "", nil))}, Control{})
 	want := conclusion{Altered, `TLS ended on the way: the reflector was spoken to without it; certificate aa issued by "CN=ours" was seen`}
 	if diff := cmp.Diff(want, conclusion{f[0].Verdict, f[0].Why}, cmp.AllowUnexported(conclusion{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -148,6 +149,35 @@ func TestComparisonsAreNoEvidenceOfTheProbe(t *testing.T) {
 	}
 }
 
+// What was begun beside a probe, by control or for a comparison, and was not needed
+// any more, may have come before the probe's own connection and stand there still.
+func TestSparesAreNoProbes(t *testing.T) {
+	at := netip.AddrPortFrom(farAddr, 8002)
+	begun := time.Date(2026, 10, 1, 12, 0, 0, 0, time.UTC)
+	strays := []wire.Event{
+		{Time: begun, Transport: scenarios.TCP, Local: at, Stage: "connect", Unfinished: true},
+		{Time: begun.Add(50 * time.Millisecond), Transport: scenarios.TCP, Local: at, Stage: "token", Fault: "altered"},
+	}
+	far := map[Where]*wire.Ledger{WhereFar: of(t, func(l *wire.Ledger) { l.Strays = strays }, sawSYN(t))}
+	for name, c := range map[string]struct {
+		control Control
+		begun   int
+		want    Verdict
+	}{
+		"none known": {want: Cut}, // the probe's own may be the first
+		"elsewhere":  {control: Control{Spares: []uint16{443}}, want: Cut},
+		"control":    {control: Control{Spares: []uint16{443, 8002}}, want: Altered},
+		"comparison": {begun: 2, want: Altered},
+	} {
+		o := Observation{Probe: 1, Addr: farAddr, Ports: ports(t, "8002"), Sent: 1, Stage: "token", Fault: "eof", Seconds: 0.06,
+			Controls: []Comparison{{What: OtherPort, Port: 8002, Begun: c.begun, Stage: "token"}}}
+		f := []Finding{{Path: "A", Direction: scenarios.Out, Transport: scenarios.TCP, Protocol: "plain", Ports: o.Ports, Evidence: Evidence{Near: []Observation{o}}}}
+		if Judge(f, far, c.control); f[0].Verdict != c.want {
+			t.Errorf("%s: %s (%s), want %s", name, f[0].Verdict, f[0].Why, c.want)
+		}
+	}
+}
+
 func TestNeutralNameIsAsLongAndNobodys(t *testing.T) {
 	for name, want := range map[string]int{"remotedesktop-pa.googleapis.com": 31, "a.io": 9} {
 		if got := neutral(name); len(got) != want || got[len(got)-8:] != ".invalid" {
@@ -168,7 +198,7 @@ func TestHelloOfControlIsNoProbes(t *testing.T) {
 		want    Verdict
 	}{{nil, Altered}, {[]string{"03"}, Altered}, {[]string{"03", "02"}, Cut}} {
 		f := []Finding{{Path: "A", Direction: scenarios.Out, Transport: scenarios.TCP, Protocol: "tls", Ports: o.Ports, Evidence: Evidence{Near: []Observation{o}}}}
-		if Judge(f, far, c.control...); f[0].Verdict != c.want {
+		if Judge(f, far, Control{Hellos: c.control}); f[0].Verdict != c.want {
 			t.Errorf("control %q: %s (%s), want %s", c.control, f[0].Verdict, f[0].Why, c.want)
 		}
 	}

@@ -92,7 +92,7 @@ func TestProtocolsOverUDPAreJudgedByBothEnds(t *testing.T) {
 		c.near.Probe, c.near.Addr, c.near.Target, c.near.Ports = 1, farAddr, farAddr.String(), ports(t, "443")
 		f := Finding{Transport: scenarios.UDP, Protocol: c.protocol, Direction: scenarios.Out, Evidence: Evidence{Near: []Observation{c.near}}}
 		list := []Finding{f}
-		Judge(list, map[Where]*wire.Ledger{WhereFar: c.far})
+		Judge(list, map[Where]*wire.Ledger{WhereFar: c.far}, Control{})
 		if diff := cmp.Diff(c.want, verdict{list[0].Verdict, list[0].Why}); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}

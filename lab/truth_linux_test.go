@@ -281,6 +281,7 @@ func (f fact) demanded(want fact) fact {
 	keep(&f.Near, want.Near)
 	keep(&f.ICMP, want.ICMP)
 	keep(&f.Attempts, want.Attempts)
+	f.Attempts = needed(f.Attempts, want.Attempts)
 	keep(&f.Received, want.Received)
 	keep(&f.Far, want.Far)
 	keep(&f.Counted, want.Counted)
@@ -299,6 +300,19 @@ func (f fact) demanded(want fact) fact {
 		f.Why = want.Why
 	}
 	return f
+}
+
+// needed takes from attempts what a slow machine sent beyond need, because an answer
+// was late: each of those was seen and answered. What was lost stays counted.
+func needed(attempts, want string) string {
+	var sent, seen, answered, most int
+	fmt.Sscanf(attempts, "%d/%d/%d", &sent, &seen, &answered)
+	fmt.Sscanf(want[strings.LastIndex(want, "/")+1:], "%d", &most)
+	beyond := answered - most
+	if most == 0 || beyond <= 0 {
+		return attempts
+	}
+	return fmt.Sprintf("%d/%d/%d", sent-beyond, seen-beyond, answered-beyond)
 }
 
 // matchesEach compares lines with patterns, each as a whole.
