@@ -169,6 +169,9 @@ func expectTold(t *testing.T, w *lab.World, s *scenarios.Scenario, path, want st
 	told[path] = slices.DeleteFunc(told[path], func(text string) bool { return text == others })
 	if diff := cmp.Diff(map[string][]string{path: {first}}, told); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+		for _, r := range results[0].Firewall.Rules {
+			t.Logf("%d packets: %s", r.Packets, r.Text)
+		}
 		for _, f := range results[0].Findings {
 			t.Logf("%s %s: %s, %+v", f.Path, f.Verdict, f.Why, f.Parts)
 		}

@@ -39,8 +39,9 @@ func (w *World) Explain(ctx context.Context, results []*client.Result, which fun
 	}
 	all := questions(results, namedPorts(set.text), which)
 	fates := make(map[flow]*fate)
-	// A packet that was not seen to the end is sent once more: a busy machine is late.
-	for range 2 {
+	// A packet that was not seen to the end is sent once more and waited for longer: a
+	// busy machine is late.
+	for _, wait := range []time.Duration{quiet, 4 * quiet, 8 * quiet} {
 		flows := unfollowed(all, fates)
 		if len(flows) == 0 {
 			break
@@ -48,7 +49,7 @@ func (w *World) Explain(ctx context.Context, results []*client.Result, which fun
 		for _, f := range flows {
 			fates[f] = new(fate)
 		}
-		if err := w.replay(ctx, flows, fates, set); err != nil {
+		if err := w.replay(ctx, flows, fates, set, wait); err != nil {
 			return fmt.Errorf("trace packets through the firewall: %w", err)
 		}
 	}
@@ -70,14 +71,15 @@ func (w *World) attribution(set *ruleset, results []*client.Result) *attribution
 }
 
 const (
-	batch     = 64                     // flows at a time, so that the kernel has room for what it tells of them
-	quiet     = 15 * time.Millisecond  // without news nothing more will come
-	atMost    = 300 * time.Millisecond // for all news of a batch
-	traceRoom = 8 << 20                // bytes
+	batch     = 64                    // flows at a time, so that the kernel has room for what it tells of them
+	quiet     = 15 * time.Millisecond // without news nothing more will come
+	atMost    = 20                    // such times for all news of a batch
+	traceRoom = 8 << 20               // bytes
 )
 
-// replay sends the packets of flows and follows them.
-func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, set *ruleset) error {
+// replay sends the packets of flows and follows them; wait is how long without news
+// tells that nothing more will come.
+func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, set *ruleset, wait time.Duration) error {
 	firewall := w.Host(firewallName)
 	name := fmt.Sprintf("wallprobe_%08x", rand.Uint32())
 	table := fmt.Sprintf(`table inet %s {
@@ -97,7 +99,7 @@ func (w *World) replay(ctx context.Context, flows []flow, fates map[flow]*fate, 
 		return err
 	}
 	defer firewall.NFT(context.WithoutCancel(ctx), nil, "delete", "table", "inet", name) // else it ends with the world
-	p := player{world: w, table: name, fates: fates, chain: set.hooks(), trace: -1}
+	p := player{world: w, table: name, fates: fates, chain: set.hooks(), trace: -1, wait: wait}
 	err := firewall.Do(func() error {
 		// What the firewall remembers of connections would let pass what it
 		// dropped before.
@@ -129,6 +131,7 @@ type player struct {
 	fates map[flow]*fate
 	chain func(chainID) Chain // as nft lists it
 	trace int                 // a netlink socket
+	wait  time.Duration       // see replay
 
 	ends  []*ends
 	far   map[farEnd]int     // sockets
@@ -384,9 +387,9 @@ func addrPort(a unix.Sockaddr) netip.AddrPort {
 // has told of every request.
 func (p *player) follow() error {
 	buf := make([]byte, 1<<16)
-	end := time.Now().Add(atMost)
+	end := time.Now().Add(atMost * p.wait)
 	for time.Now().Before(end) {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.trace), Events: unix.POLLIN}}, int(quiet.Milliseconds()))
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(p.trace), Events: unix.POLLIN}}, int(p.wait.Milliseconds()))
 		switch {
 		case err == unix.EINTR:
 			continue

@@ -95,11 +95,11 @@ func told(f client.Finding) bool {
 }
 
 // unexplained are the paths that are not open although no rule of the lab's
-// firewall can have stopped them.
+// firewall can have stopped them, and those that nobody could be asked to call.
 func unexplained(results []*client.Result) (ids []string) {
 	for _, r := range results {
 		for _, f := range r.Findings {
-			if r.Complete && isUnexplained(f) && !slices.Contains(ids, f.Path) {
+			if r.Complete && (isUnexplained(f) || uncalled(r, f)) && !slices.Contains(ids, f.Path) {
 				ids = append(ids, f.Path)
 			}
 		}
@@ -107,11 +107,18 @@ func unexplained(results []*client.Result) (ids []string) {
 	return ids
 }
 
+// uncalled tells whether a call from outside was not asked for, since control came
+// when the probes were under way already, as on a busy machine.
+func uncalled(r *client.Result, f client.Finding) bool {
+	return r.Offline && r.Control.Via != "" && f.Direction == scenarios.In && f.Verdict == client.Unmeasured
+}
+
 func isUnexplained(f client.Finding) bool {
 	return f.Unexplained || slices.ContainsFunc(f.Parts, func(p client.Part) bool { return p.Unexplained })
 }
 
-// measureSurely measures behind a firewall, and again what no rule of it explains.
+// measureSurely measures behind a firewall, and again what no rule of it explains
+// and what nobody could be asked to call.
 // If that cannot be done, what was measured first stands.
 func measureSurely(ctx context.Context, m lab.Measurement, measure func(context.Context, lab.Measurement) ([]*client.Result, error)) ([]*client.Result, error) {
 	if len(m.Client) > 0 { // large transfers and long silences take their time
@@ -125,6 +132,7 @@ func measureSurely(ctx context.Context, m lab.Measurement, measure func(context.
 		}
 		first = false
 		return [][]*client.Result{results}, err
-	}, func(results [][]*client.Result, _ int) ([]string, error) { return unexplained(results[0]), nil }, isUnexplained, func(string) {})
+	}, func(results [][]*client.Result, _ int) ([]string, error) { return unexplained(results[0]), nil },
+		func(f client.Finding) bool { return isUnexplained(f) || !told(f) }, func(string) {})
 	return results[0], err
 }

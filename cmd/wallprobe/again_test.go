@@ -17,7 +17,8 @@ import (
 )
 
 // A script is what a lab measures, time after time: findings such as "SC-3 cut?"
-// of which ? stands for what no rule explains, or an error.
+// of which ? stands for what no rule explains, and ! for a call from outside in a
+// run whose control came late; or an error.
 type labScript struct {
 	script []string
 	asked  []string // the paths of each time, and the time given
@@ -37,7 +38,11 @@ func (l *labScript) measure(_ context.Context, m lab.Measurement) ([]*client.Res
 	for text := range strings.SplitSeq(now, ", ") {
 		path, verdict, _ := strings.Cut(text, " ")
 		v, sure := strings.CutSuffix(verdict, "?")
-		r.Findings = append(r.Findings, client.Finding{Path: path, Transport: scenarios.TCP, Need: scenarios.Required, Direction: scenarios.Out, Verdict: client.Verdict(v), Unexplained: sure})
+		direction := scenarios.Out
+		if v, r.Offline = strings.CutSuffix(v, "!"); r.Offline {
+			direction, r.Control.Via = scenarios.In, "80/tcp"
+		}
+		r.Findings = append(r.Findings, client.Finding{Path: path, Transport: scenarios.TCP, Need: scenarios.Required, Direction: direction, Verdict: client.Verdict(v), Unexplained: sure})
 	}
 	return []*client.Result{r}, nil
 }
@@ -68,6 +73,8 @@ func TestOnlyWhatNoRuleExplainsIsMeasuredAgain(t *testing.T) {
 		{"it says less", []string{"SC-3 cut?, SC-4 open", "SC-3 unmeasured", "SC-3 unmeasured"}, nil, []string{all, one, one}, "SC-3 cut? 0, SC-4 open 0; fails"},
 		{"no second world", []string{"SC-3 cut?, SC-4 open", "error", "error"}, nil, []string{all, one, one}, "SC-3 cut? 0, SC-4 open 0; fails"},
 		{"only what was doubtful", []string{"SC-3 cut?, SC-4 open", "SC-3 open, SC-4 cut?"}, nil, []string{all, one}, "SC-3 open 1 of 2, SC-4 open 0; works"},
+		{"control came late", []string{"SC-4 open, SC-3 unmeasured!", "SC-3 open"}, nil, []string{all, one}, "SC-4 open 0, SC-3 open 1 of 2; works"},
+		{"nobody calls", []string{"SC-3 unmeasured, SC-4 open"}, nil, []string{all}, "SC-3 unmeasured 0, SC-4 open 0; fails"},
 		{"large transfers", []string{"SC-3 cut?, SC-4 open"}, []string{"--bytes", "1GiB"}, []string{all}, "SC-3 cut? 0, SC-4 open 0; fails"},
 	} {
 		l := labScript{script: tt.script}
