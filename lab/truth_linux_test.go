@@ -22,9 +22,9 @@ import (
 	"github.com/wallprobe/wallprobe/wire"
 )
 
-// truthTimeout is the client's longest single wait, as in a lab: a busy machine
-// with 2 cores may need more than half of it.
-const truthTimeout = lab.DefaultTimeout
+// truthTimeout is the client's longest single wait: long enough for a busy
+// machine with 2 cores, and all that silence costs.
+const truthTimeout = 600 * time.Millisecond
 
 // callTimeout is that where the reflector is to call: it can be asked only if
 // control is there within a quarter of it, which a busy machine may not manage.
