@@ -23,7 +23,8 @@ import (
 )
 
 // truthTimeout is the client's longest single wait: long enough for a busy
-// machine with 2 cores, and all that silence costs.
+// machine with 2 cores, and less than the second after which the system sends a SYN
+// or its answer once more by itself, which the counters would count.
 const truthTimeout = 600 * time.Millisecond
 
 // callTimeout is that where the reflector is to call: it can be asked only if
