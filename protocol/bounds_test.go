@@ -50,7 +50,7 @@ func askedAgain(near net.Conn, pause time.Duration, most int, first ...string) (
 		if i < len(first) {
 			ask = first[i]
 		} else if i > 0 {
-			time.Sleep(pause)
+			time.Sleep(pause) // of the bubble's time, as everywhere in this file
 		}
 		if _, err := io.WriteString(near, ask); err != nil {
 			return answered
@@ -113,13 +113,13 @@ func TestAnswerUnderWayIsNotCutOff(t *testing.T) {
 		io.WriteString(near, "Host: a.example\r\n\r\n")
 		r := bufio.NewReader(near)
 		http.ReadResponse(r, nil)
-		time.Sleep(unprovenTime - 6*time.Second)
+		time.Sleep(unprovenTime - 6*time.Second) // a second before the time is over
 		x := newFar().exchange()
 		m := x.message(wire.Request)
 		frame := appendFrame(nil, m.Append(nil, x.Keys))
 		frame[40] ^= 1 // it takes its time and proves nothing
 		io.WriteString(near, fmt.Sprintf("POST %s HTTP/1.1\r\nHost: a.example\r\nContent-Length: %d\r\n\r\n", framedPath, 4+wire.MessageSize))
-		time.Sleep(5 * time.Second)
+		time.Sleep(5 * time.Second) // the time is over meanwhile
 		near.Write(frame)
 		io.Copy(io.Discard, io.LimitReader(r, int64(len(page))))
 		resp, err := http.ReadResponse(r, nil)
@@ -187,7 +187,7 @@ func TestProvenPeersThatDripAreBounded(t *testing.T) {
 				t.Fatal(err)
 			}
 			for {
-				time.Sleep(50 * time.Second)
+				time.Sleep(50 * time.Second) // often enough never to be idle
 				if _, err := s.ReadDir("/"); err != nil {
 					return
 				}
@@ -229,7 +229,7 @@ type leisurely struct{ net.Conn }
 
 func (l leisurely) Write(b []byte) (n int, err error) {
 	for err == nil && n < len(b) {
-		time.Sleep(500 * time.Millisecond)
+		time.Sleep(500 * time.Millisecond) // for each KiB: slow, and above the least rate
 		var k int
 		k, err = l.Conn.Write(b[n:min(len(b), n+1<<10)])
 		n += k

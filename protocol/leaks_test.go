@@ -109,7 +109,7 @@ func TestEveryConnectionIsGivenBack(t *testing.T) {
 			near.giveBack()
 			near.CloseWrite()
 			wg.Wait()
-			time.Sleep(3 * heldUp)
+			time.Sleep(3 * heldUp) // in which a library that is late would do what it must not
 			near.mu.Lock()
 			defer near.mu.Unlock()
 			far.mu.Lock()

@@ -118,8 +118,8 @@ func isUnexplained(f client.Finding) bool {
 }
 
 // measureSurely measures behind a firewall, and again what no rule of it explains
-// and what nobody could be asked to call.
-// If that cannot be done, what was measured first stands.
+// and what nobody could be asked to call. If that cannot be done, what was measured
+// first stands.
 func measureSurely(ctx context.Context, m lab.Measurement, measure func(context.Context, lab.Measurement) ([]*client.Result, error)) ([]*client.Result, error) {
 	if len(m.Client) > 0 { // large transfers and long silences take their time
 		return measure(ctx, m)
