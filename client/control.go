@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -275,16 +276,34 @@ func (f *farEnd) call(ctx context.Context, base, name string, body, into any) er
 	return err
 }
 
-// ledger fetches what the far end saw; nil when control has no way.
-func (f *farEnd) ledger(ctx context.Context) (*wire.Ledger, error) {
+// ledgerTries: a kept connection may be broken, one that waited at a reflector which
+// ends as well. The one after that is refused, or answered by whoever came in its place.
+const ledgerTries = 3
+
+// ledger fetches what the far end saw; nil when control has no way. A connection that
+// broke, as a firewall breaks those that it forgets, says nothing of the far end:
+// another is tried.
+func (f *farEnd) ledger(ctx context.Context) (l *wire.Ledger, err error) {
 	if f.base == "" {
 		return nil, errors.New("no port carries control")
 	}
-	var l wire.Ledger
-	if err := f.call(ctx, f.base, wire.CallLedger, wire.LedgerRequest{Session: f.session, Time: time.Now()}, &l); err != nil {
-		return nil, err
+	for range ledgerTries {
+		l = new(wire.Ledger)
+		err = f.call(ctx, f.base, wire.CallLedger, wire.LedgerRequest{Session: f.session, Time: time.Now()}, l)
+		if err == nil {
+			return l, nil
+		}
+		if !broke(err) {
+			break
+		}
 	}
-	return &l, nil
+	return nil, err
+}
+
+// broke tells whether a connection that had been there ended before the answer.
+func broke(err error) bool {
+	fault := protocol.FaultOf(err)
+	return fault == protocol.FaultReset || fault == protocol.FaultEOF
 }
 
 // bye lets the far end forget the session.
@@ -317,6 +336,9 @@ func sentence(err error) string {
 			return "the proxy: " + sentence(o.Err)
 		}
 		err = o.Err
+	}
+	if errors.Is(err, io.EOF) {
+		return "the connection was closed"
 	}
 	return err.Error()
 }

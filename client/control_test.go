@@ -7,6 +7,7 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -73,6 +74,36 @@ func TestControlGoesOnAfterStrangersAndFollowsNoPortal(t *testing.T) {
 		_, err = f.connect(t.Context(), refusing[:n], time.Millisecond, "")
 		if refusal, ok := errors.AsType[*wire.ControlError](err); !ok || refusal.Code != "key" {
 			t.Errorf("%d that refuse and none of ours: %v", n, err)
+		}
+	}
+}
+
+// A firewall that forgets a flow may reset it at the next word.
+func TestLedgerIsAskedForOnAnotherConnectionWhereOneBroke(t *testing.T) {
+	key := wire.Key{7}
+	for _, x := range []struct {
+		breaks, asked int64
+		want          string
+	}{
+		{0, 1, ""},
+		{2, 3, ""},
+		{9, 3, "the connection was closed"},
+	} {
+		var asked atomic.Int64
+		p := answering(t, func(w http.ResponseWriter, r *http.Request) {
+			if asked.Add(1) <= x.breaks {
+				panic(http.ErrAbortHandler)
+			}
+			b := []byte(`{}`)
+			w.Header().Set(wire.MACHeader, wire.ReplyMAC(key, wire.CallLedger, r.Header.Get(wire.MACHeader), b))
+			w.Write(b)
+		})
+		f := newFarEnd(WhereFar, netip.MustParseAddr("127.0.0.1"), key, wire.SessionID{1}, nil)
+		f.base = f.url(p)
+		l, err := f.ledger(t.Context())
+		f.close()
+		if got := sentence(err); got != x.want || (l == nil) != (err != nil) || asked.Load() != x.asked {
+			t.Errorf("%d break: %q after %d, want %q after %d", x.breaks, got, asked.Load(), x.want, x.asked)
 		}
 	}
 }
