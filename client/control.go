@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
@@ -109,8 +110,7 @@ const maxControlPorts = 24
 
 // newFarEnd prepares a reflector; no packet is sent.
 func newFarEnd(where Where, addr netip.Addr, key wire.Key, id wire.SessionID, proxy *url.URL) *farEnd {
-	d := &net.Dialer{}
-	d.SetMultipathTCP(false) // it would change what the firewall sees
+	d := plaintcp.Dialer()
 	if where != WhereFar {
 		proxy = nil
 	}

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
 )
@@ -82,8 +83,7 @@ func (d *doors) listen(at doorway, k *wire.Keys, o *door) error {
 	if at.v6 {
 		address = fmt.Sprintf("[::]:%d", at.port)
 	}
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
+	lc := plaintcp.ListenConfig()
 	if at.transport == scenarios.UDP {
 		c, err := lc.ListenPacket(context.Background(), "udp", address)
 		if err != nil {

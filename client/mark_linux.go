@@ -8,6 +8,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // tellMarks asks for the header fields of what arrives. Where that is refused,
@@ -58,7 +60,8 @@ func readMarked(c *net.UDPConn, b []byte) (n int, ttl, tos uint8, err error) {
 // dialMarked connects with a SYN that has a traffic class. The ECN bits of TCP
 // are the system's own.
 func dialMarked(ctx context.Context, to netip.AddrPort, tos uint8) (net.Conn, error) {
-	d := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) error {
+	d := plaintcp.Dialer()
+	d.Control = func(_, _ string, raw syscall.RawConn) error {
 		var err error
 		failed := raw.Control(func(fd uintptr) {
 			level, name := unix.IPPROTO_IPV6, unix.IPV6_TCLASS
@@ -71,7 +74,6 @@ func dialMarked(ctx context.Context, to netip.AddrPort, tos uint8) (net.Conn, er
 			return failed
 		}
 		return err
-	}}
-	d.SetMultipathTCP(false)
+	}
 	return d.DialContext(ctx, "tcp", to.String())
 }

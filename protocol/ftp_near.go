@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/wire"
 )
 
@@ -236,7 +237,7 @@ func (n *ftpNear) dial(to netip.AddrPort) (net.Conn, error) {
 	if n.x.Dial != nil {
 		return n.x.Dial(ctx, to)
 	}
-	return new(net.Dialer).DialContext(ctx, "tcp", to.String())
+	return plaintcp.Dialer().DialContext(ctx, "tcp", to.String())
 }
 
 // active says where to call and waits for the call.
@@ -286,9 +287,7 @@ func (n *ftpNear) listen() (net.Listener, error) {
 	if n.x.Listen != nil {
 		return n.x.Listen(at)
 	}
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false)
-	return lc.Listen(n.ctx, "tcp", netip.AddrPortFrom(at, 0).String())
+	return plaintcp.ListenConfig().Listen(n.ctx, "tcp", netip.AddrPortFrom(at, 0).String())
 }
 
 // maxStrangers is how many calls from elsewhere end the wait for one.

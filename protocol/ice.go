@@ -18,6 +18,8 @@ import (
 	"github.com/pion/stun"
 	"github.com/pion/transport/v2"
 	"github.com/pion/transport/v2/stdnet"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // The stages of an ICE session.
@@ -105,8 +107,8 @@ func (n *ICENet) listen() (transport.UDPConn, error) {
 
 // DialTCP is for relays over TCP and TLS.
 func (n *ICENet) DialTCP(_ string, _, to *net.TCPAddr) (transport.TCPConn, error) {
-	d := net.Dialer{Timeout: n.Dialing}
-	d.SetMultipathTCP(false) // it would change what the firewall sees
+	d := plaintcp.Dialer()
+	d.Timeout = n.Dialing
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	if err := n.keep(endFunc(cancel)); err != nil {

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/reflector/relay"
 	"github.com/wallprobe/wallprobe/scenarios"
@@ -231,8 +232,7 @@ func (l *dataListener) Close() error {
 // listenData draws ports until one is not served.
 func (r *Reflector) listenData(at netip.Addr) (*net.TCPListener, error) {
 	tcp, _ := r.set.Served()
-	var lc net.ListenConfig
-	lc.SetMultipathTCP(false) // peers would see options that belong to no file transfer
+	lc := plaintcp.ListenConfig()
 	for range 64 {
 		l, err := lc.Listen(r.ctx, "tcp", netip.AddrPortFrom(at, 0).String())
 		if err != nil {
@@ -257,8 +257,8 @@ func (r *Reflector) Dial(ctx context.Context, m wire.Message, from, to netip.Add
 	case to.Port() < 1024:
 		return nil, fmt.Errorf("port %d is not one that a client has for data", to.Port())
 	}
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(from), Control: shared}
-	d.SetMultipathTCP(false)
+	d := plaintcp.Dialer()
+	d.LocalAddr, d.Control = net.TCPAddrFromAddrPort(from), shared
 	return d.DialContext(ctx, "tcp", to.String())
 }
 

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/protocol"
 	"github.com/wallprobe/wallprobe/scenarios"
 	"github.com/wallprobe/wallprobe/wire"
@@ -141,9 +142,7 @@ func (r *Reflector) callPort(s *session, to netip.AddrPort, q wire.InwardRequest
 
 func callOnce(ctx context.Context, t scenarios.Transport, to netip.AddrPort, m wire.Message, k *wire.Keys) called {
 	out := called{made: 1}
-	var d net.Dialer
-	d.SetMultipathTCP(false)
-	c, err := d.DialContext(ctx, string(t), to.String())
+	c, err := plaintcp.Dialer().DialContext(ctx, string(t), to.String())
 	if err != nil {
 		out.fault = met(err)
 		return out

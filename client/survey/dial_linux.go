@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // Dial connects over plain TCP, from local unless that is zero, until ctx ends.
@@ -38,7 +40,7 @@ func Dial(ctx context.Context, local, remote netip.AddrPort) (net.Conn, Answer) 
 	}
 	a.Answered, a.RTT, a.Local = 1, time.Since(start), localAddr(fd)
 	receiveErrors(fd, remote.Addr(), 0) // see fileConn
-	c, err := net.FileConn(f)
+	c, err := plaintcp.FileConn(f)
 	if err != nil {
 		a.note(outcome{fault: Other, err: err})
 		return nil, a

@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // The portable surveys use one goroutine and one connected socket per port, a
@@ -243,8 +245,7 @@ func (s *portableTCP) port(ctx context.Context, i int) {
 
 // portableDial is Dial by the standard library, which hides ICMP errors.
 func portableDial(ctx context.Context, local, remote netip.AddrPort) (net.Conn, Answer) {
-	d := net.Dialer{}
-	d.SetMultipathTCP(false)
+	d := plaintcp.Dialer()
 	if local.Addr().IsValid() || local.Port() != 0 {
 		d.LocalAddr = net.TCPAddrFromAddrPort(local)
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // A connector surveys TCP ports. One goroutine begins and watches all
@@ -372,7 +374,7 @@ func fileConn(fd int, target netip.Addr) (net.Conn, error) {
 	if err := receiveErrors(fd, target, 0); err != nil {
 		return nil, os.NewSyscallError("setsockopt", err)
 	}
-	return net.FileConn(f)
+	return plaintcp.FileConn(f)
 }
 
 func (c *connector) close(i int) {

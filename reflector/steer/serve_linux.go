@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -180,7 +181,7 @@ func (s *Set) accepted(fd int, peer unix.Sockaddr, sock *socket, h Handler) {
 		s.count.refused.Add(1)
 		return
 	}
-	c, err := net.FileConn(f)
+	c, err := plaintcp.FileConn(f)
 	if err != nil {
 		s.count.accepts.Add(1)
 		return

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -98,9 +99,7 @@ func (s *Set) bindOne(t scenarios.Transport, at netip.AddrPort) error {
 		family = "4"
 	}
 	if t == scenarios.TCP {
-		var lc net.ListenConfig
-		lc.SetMultipathTCP(false)
-		l, err := lc.Listen(context.Background(), "tcp"+family, at.String())
+		l, err := plaintcp.ListenConfig().Listen(context.Background(), "tcp"+family, at.String())
 		if err == nil {
 			s.listeners = append(s.listeners, l)
 		}
