@@ -108,7 +108,7 @@ func (w *World) everywhere(ctx context.Context, do string, q request) error {
 		q := q
 		q.Do, q.Name = do, h.Name()
 		if do == askSettle {
-			q.Ports = h.unsettled()
+			q.Ports = h.ports()
 		}
 		g.Go(func() error {
 			_, _, err := q.send(ctx, h.keeper)

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -225,7 +226,7 @@ func clearLinks() error {
 		return err
 	}
 	for _, l := range links {
-		if l.Type() != "veth" && l.Type() != "bridge" {
+		if !slices.Contains([]string{"veth", "macvlan", "bridge"}, l.Type()) {
 			continue
 		}
 		// The other end of a wire may have taken it along.

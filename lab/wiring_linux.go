@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"unsafe"
 
 	"github.com/vishvananda/netlink"
@@ -44,9 +45,8 @@ func forwarding(on bool) [][2]string {
 	return [][2]string{{"net.ipv4.ip_forward", value}, {"net.ipv6.conf.all.forwarding", value}}
 }
 
-// connect runs wires between the links of the hosts: one wire where a network
-// has but two of them, and a switch where it has more. It returns the names of
-// the ports at the switches' ends.
+// connect runs wires between the links of the hosts. It returns the names of the
+// ports at their ends in the namespace of the switches.
 func (w *World) connect() ([]string, error) {
 	var ports []string
 	for _, h := range w.hosts {
@@ -73,26 +73,69 @@ func (w *World) wire() (ports []string, err error) {
 	}
 	for _, network := range switches {
 		ends := w.ends(network)
-		if len(ends) == 0 {
+		switch {
+		case len(ends) == 0:
 			continue
-		}
-		if direct(ends) {
+		case len(ends) == 2 && alike(ends):
 			if err := ends[0].joinTo(ends[1], nl); err != nil {
 				return nil, fmt.Errorf("wire from %s to %s: %w", ends[0].host.Name(), ends[1].host.Name(), err)
 			}
 			continue
-		}
-		index, err := addSwitch(nl, network, nil)
-		if err != nil {
-			return nil, fmt.Errorf("switch %s: %w", network, err)
-		}
-		for _, e := range ends {
-			port := fmt.Sprintf("port%d", len(ports))
-			if err := e.plug(nl, port, index); err != nil {
-				return nil, fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err)
+		case alike(ends):
+			port, err := share(nl, network, ends)
+			if err == nil {
+				ports = append(ports, port)
+				continue
 			}
-			ports = append(ports, port)
+			if !errors.Is(err, unix.EOPNOTSUPP) { // this kernel has no macvlan
+				return nil, err
+			}
 		}
+		made, err := plugAll(nl, network, ends)
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, made...)
+	}
+	return ports, nil
+}
+
+// share lets all ends but that of the firewall be stations on one wire to it: a
+// packet is spared a passage on its way to it, and a switch. It returns the name of
+// that wire's port.
+func share(nl *netlink.Handle, network string, ends []end) (port string, err error) {
+	hub := max(0, slices.IndexFunc(ends, func(e end) bool { return e.host.site.Forward }))
+	port = network + "-hub"
+	if err := ends[hub].plug(nl, port, 0); err != nil {
+		return "", fmt.Errorf("wire %s of %s: %w", ends[hub].Name, ends[hub].host.Name(), err)
+	}
+	wire, err := nl.LinkByName(port)
+	if err != nil {
+		return "", err
+	}
+	for i, e := range ends {
+		if i == hub {
+			continue
+		}
+		if err := e.tap(nl, wire); err != nil {
+			return "", errors.Join(fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err), nl.LinkDel(wire))
+		}
+	}
+	return port, nil
+}
+
+// plugAll plugs all ends into a switch, and returns the names of its ports.
+func plugAll(nl *netlink.Handle, network string, ends []end) (ports []string, err error) {
+	index, err := addSwitch(nl, network, nil)
+	if err != nil {
+		return nil, fmt.Errorf("switch %s: %w", network, err)
+	}
+	for i, e := range ends {
+		port := fmt.Sprintf("%s-%d", network, i)
+		if err := e.plug(nl, port, index); err != nil {
+			return nil, fmt.Errorf("wire %s of %s: %w", e.Name, e.host.Name(), err)
+		}
+		ports = append(ports, port)
 	}
 	return ports, nil
 }
@@ -133,26 +176,21 @@ func (w *World) ends(network string) []end {
 	return out
 }
 
-// unsettled are the host's links that must be told to look whether the other end
-// is up: those of wires that need no switch, and bridges with their ports.
-func (h *Host) unsettled() []string {
+// ports are the host's links, with the bridges over them.
+func (h *Host) ports() []string {
 	var out []string
 	for _, l := range h.site.Links {
-		switch {
-		case l.Bridge != "":
-			out = append(out, l.Name, l.Bridge)
-		case direct(h.world.ends(l.Switch)):
-			out = append(out, l.Name)
+		if out = append(out, l.Name); l.Bridge != "" {
+			out = append(out, l.Bridge)
 		}
 	}
 	return out
 }
 
-// direct tells whether one wire joins all the ends of a network: every packet
-// is spared two passages and a switch. A link that is narrower than the others
-// needs the switch, which drops what does not fit.
-func direct(ends []end) bool {
-	return len(ends) == 2 && ends[0].MTU == ends[1].MTU
+// alike tells whether all ends take packets of one size. One that is narrower than
+// the others needs the switch, which drops what does not fit.
+func alike(ends []end) bool {
+	return !slices.ContainsFunc(ends, func(e end) bool { return e.MTU != ends[0].MTU })
 }
 
 // settings are those of the host, which later links inherit.
@@ -188,8 +226,8 @@ func addSwitch(nl *netlink.Handle, name string, mac net.HardwareAddr) (index int
 	return b.Index, nil
 }
 
-// plug adds a pair of virtual Ethernet ends: one at the switch, up, and one on
-// the host, down.
+// plug adds a pair of virtual Ethernet ends: one at the switch that is its master,
+// up, and one on the host, down.
 func (e end) plug(nl *netlink.Handle, port string, master int) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MasterIndex, attrs.Flags, attrs.MTU = port, master, net.FlagUp, e.MTU
@@ -197,6 +235,14 @@ func (e end) plug(nl *netlink.Handle, port string, master int) error {
 		LinkAttrs: attrs, PeerName: e.Name, PeerHardwareAddr: e.MAC,
 		PeerNamespace: netlink.NsFd(e.host.ns.file.Fd()), PeerTxQLen: -1,
 	})
+}
+
+// tap adds a station on a wire, down.
+func (e end) tap(nl *netlink.Handle, wire netlink.Link) error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.ParentIndex, attrs.HardwareAddr, attrs.MTU = e.Name, wire.Attrs().Index, e.MAC, e.MTU
+	attrs.Namespace = netlink.NsFd(e.host.ns.file.Fd())
+	return nl.LinkAdd(&netlink.Macvlan{LinkAttrs: attrs, Mode: netlink.MACVLAN_MODE_BRIDGE})
 }
 
 // joinTo adds a pair of virtual Ethernet ends, one on each host, both down.
@@ -326,14 +372,13 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// settle makes the switches take their ports into use, and the hosts their ends
-// of direct wires and their bridges.
+// settle makes the switches take their ports into use, and the hosts theirs.
 func (w *World) settle(ports []string) error {
 	if err := w.wires.do(func() error { return settle(ports) }); err != nil {
 		return err
 	}
 	for _, h := range w.hosts {
-		if err := h.ns.do(func() error { return settle(h.unsettled()) }); err != nil {
+		if err := h.ns.do(func() error { return settle(h.ports()) }); err != nil {
 			return fmt.Errorf("host %s: %w", h.Name(), err)
 		}
 	}
