@@ -1,9 +1,13 @@
 package steer
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // counters are the moving parts of Stats.
@@ -27,6 +31,48 @@ type connTable struct {
 	idle int           // how many may be waiting
 	shut bool
 	wg   sync.WaitGroup
+}
+
+// acceptPause is how long accepting rests after a failure, as when descriptors or
+// memory ran out.
+const acceptPause = 20 * time.Millisecond
+
+// accept serves what comes to a listener until ctx ends, for which somebody must
+// wake it. wanted tells which connections are the listener's own. Only an error that
+// can never pass is returned.
+func (t *connTable) accept(ctx context.Context, l net.Listener, wanted func(net.Conn) bool, n *counters, h Handler) error {
+	for {
+		c, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				c.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
+		case err != nil:
+			n.accepts.Add(1)
+			pause(ctx, acceptPause)
+		case t.full():
+			n.refused.Add(1)
+			c.Close()
+		case !wanted(c):
+			c.Close()
+		default:
+			n.conns.Add(1)
+			t.serve(c, h)
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }
 
 // full tells whether one more connection would be too many.

@@ -134,7 +134,7 @@ func (s *Set) lendSocket(i int) (*net.UDPConn, func(), error) {
 	if err != nil {
 		return nil, nil, fmt.Errorf("borrow %s: %w", at, err)
 	}
-	if err := unix.EpollCtl(s.polls[1], unix.EPOLL_CTL_DEL, sock.fd, nil); err != nil {
+	if err := unix.EpollCtl(s.epoll, unix.EPOLL_CTL_DEL, sock.fd, nil); err != nil {
 		p.Close()
 		return nil, nil, fmt.Errorf("borrow %s: %w", at, err)
 	}
@@ -155,7 +155,7 @@ func (s *Set) lendSocket(i int) (*net.UDPConn, func(), error) {
 				return // the descriptor may be somebody else's by now
 			}
 			_ = unix.SetNonblock(sock.fd, false)
-			_ = unix.EpollCtl(s.polls[1], unix.EPOLL_CTL_ADD, sock.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)})
+			_ = unix.EpollCtl(s.epoll, unix.EPOLL_CTL_ADD, sock.fd, &unix.EpollEvent{Events: unix.EPOLLIN, Fd: int32(i)})
 		})
 	}, nil
 }

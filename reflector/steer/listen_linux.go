@@ -1,6 +1,7 @@
 package steer
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -30,13 +31,14 @@ type Set struct {
 	udpMap  *portMap
 	steerer interface{ close() error }
 	extra   int // descriptors of the steerer
-	polls   [2]int
+	epoll   int // of the UDP sockets
 	wake    waker
 
 	mu      sync.RWMutex
 	serving sync.WaitGroup
 	busy    bool
 	closed  bool
+	end     context.CancelFunc // of Serve
 	lent    map[uint16]int // UDP ports that others have for a while, and how many of them
 }
 
@@ -62,7 +64,7 @@ func Listen(cfg Config) (*Set, error) {
 	}
 	var lacks []string
 	for _, m := range modes(cfg) {
-		s := &Set{addrs: addrs, raw: [2]int{-1, -1}, polls: [2]int{-1, -1}, wake: -1}
+		s := &Set{addrs: addrs, raw: [2]int{-1, -1}, epoll: -1, wake: -1}
 		err := s.listen(cfg, m)
 		if err == nil {
 			s.describe(m, lacks)
@@ -145,10 +147,8 @@ func (s *Set) listen(cfg Config, m Mode) error {
 	if s.wake, err = newWaker(); err != nil {
 		return err
 	}
-	for i, t := range []scenarios.Transport{scenarios.TCP, scenarios.UDP} {
-		if s.polls[i], err = s.poll(t); err != nil {
-			return err
-		}
+	if s.epoll, err = s.poll(); err != nil {
+		return err
 	}
 	s.conns.max = cfg.MaxConns
 	if s.conns.max == 0 {
@@ -277,7 +277,7 @@ func (s *Set) bindPort(k portKey) error {
 		sock, err := bind(k.transport, netip.AddrPortFrom(a, k.port), false)
 		if err != nil {
 			for _, b := range s.socks[start:] {
-				unix.Close(b.fd)
+				b.close()
 				delete(s.own, b.local)
 			}
 			s.socks = s.socks[:start]
@@ -310,7 +310,7 @@ func (s *Set) describe(m Mode, lacks []string) {
 // of accepted connections.
 func (s *Set) Descriptors() int {
 	n := len(s.socks) + s.extra
-	for _, fd := range []int{s.raw[0], s.raw[1], s.polls[0], s.polls[1], int(s.wake)} {
+	for _, fd := range []int{s.raw[0], s.raw[1], s.epoll, int(s.wake)} {
 		if fd >= 0 {
 			n++
 		}
@@ -327,8 +327,10 @@ func (s *Set) Close() error {
 		return nil
 	}
 	s.closed = true
+	if s.end != nil {
+		s.end()
+	}
 	s.mu.Unlock()
-	s.wake.wake()
 	s.serving.Wait()
 	return s.release()
 }
@@ -342,9 +344,9 @@ func (s *Set) release() error {
 		}
 	}
 	for _, sock := range s.socks {
-		unix.Close(sock.fd)
+		sock.close()
 	}
-	for _, fd := range []int{s.raw[0], s.raw[1], s.polls[0], s.polls[1], int(s.wake)} {
+	for _, fd := range []int{s.raw[0], s.raw[1], s.epoll, int(s.wake)} {
 		if fd >= 0 {
 			unix.Close(fd)
 		}

@@ -5,26 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-
-	"github.com/wallprobe/wallprobe/internal/plaintcp"
-	"github.com/wallprobe/wallprobe/scenarios"
 )
 
 // wakeIndex marks the event that ends a loop.
 const wakeIndex = -1
 
-// acceptPause is how long accepting rests when descriptors or memory ran out.
-const acceptPause = 20 * time.Millisecond
-
-// acceptBurst bounds how many connections one listener may bring in a row.
-const acceptBurst = 64
-
-// poll makes an epoll instance of the sockets of one transport.
-func (s *Set) poll(t scenarios.Transport) (int, error) {
+// poll makes an epoll instance of the UDP sockets.
+func (s *Set) poll() (int, error) {
 	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("epoll: %w", err)
@@ -36,7 +27,7 @@ func (s *Set) poll(t scenarios.Transport) (int, error) {
 	}
 	add(int(s.wake), wakeIndex)
 	for i, sock := range s.socks {
-		if sock.transport == t {
+		if sock.listener == nil {
 			add(sock.fd, i)
 		}
 	}
@@ -56,19 +47,33 @@ func (s *Set) Serve(ctx context.Context, h Handler) error {
 		s.mu.Unlock()
 		return fmt.Errorf("serve: %w", net.ErrClosed)
 	}
+	ctx, s.end = context.WithCancel(ctx)
+	defer s.end()
 	s.busy = true
 	s.serving.Add(1)
 	s.mu.Unlock()
 	defer s.serving.Done()
 	s.conns.reopen()
+	s.listeners(func(l *net.TCPListener) { l.SetDeadline(time.Time{}) })
 
-	ended := make(chan error, 2)
-	giveUp := s.wake.whenDone(ctx)
-	go func() { ended <- s.acceptLoop(h) }()
-	go func() { ended <- s.readLoop(h) }()
-	err := <-ended
-	s.wake.wake() // one loop's end is the other's
-	err = errors.Join(err, <-ended)
+	giveUp := whenDone(ctx, func() {
+		s.wake.wake()
+		s.listeners(func(l *net.TCPListener) { l.SetDeadline(time.Unix(1, 0)) })
+	})
+	var loops errgroup.Group
+	loop := func(run func() error) {
+		loops.Go(func() error {
+			defer s.end() // one loop's end is the others'
+			return run()
+		})
+	}
+	for _, sock := range s.socks {
+		if sock.listener != nil {
+			loop(func() error { return s.conns.accept(ctx, sock.listener, s.wants(sock), &s.count, h) })
+		}
+	}
+	loop(func() error { return s.readLoop(h) })
+	err := loops.Wait()
 	s.conns.shutdown()
 
 	giveUp()
@@ -79,6 +84,24 @@ func (s *Set) Serve(ctx context.Context, h Handler) error {
 		s.wake.drain()
 	}
 	return err
+}
+
+// listeners does something with all that accept connections.
+func (s *Set) listeners(do func(*net.TCPListener)) {
+	for _, sock := range s.socks {
+		if sock.listener != nil {
+			do(sock.listener)
+		}
+	}
+}
+
+// wants tells which connections are a listener's own: somebody on this host may
+// find the socket that ports are steered to.
+func (s *Set) wants(sock *socket) func(net.Conn) bool {
+	return func(c net.Conn) bool {
+		local, ok := c.LocalAddr().(*net.TCPAddr)
+		return !sock.steered || ok && s.tcpMap.has(uint16(local.Port))
+	}
 }
 
 // wait returns the sockets that are ready, or false when the loop must end.
@@ -107,101 +130,11 @@ func (t *connTable) reopen() {
 	t.shut = false
 }
 
-func (s *Set) acceptLoop(h Handler) error {
-	events := make([]unix.EpollEvent, batchSize)
-	for {
-		ready, more, err := s.wait(s.polls[0], events)
-		if err != nil || !more {
-			return err
-		}
-		for _, e := range ready {
-			if err := s.acceptSome(s.socks[e.Fd], h); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// acceptSome accepts what waits at one listener. Only an error that can never
-// pass is returned; accept(2) lists the network errors that mean "try again".
-func (s *Set) acceptSome(sock *socket, h Handler) error {
-	for range acceptBurst {
-		// Without SOCK_NONBLOCK: net.FileConn sets it, on a duplicate.
-		fd, peer, err := unix.Accept4(sock.fd, unix.SOCK_CLOEXEC)
-		switch err {
-		case nil:
-			s.accepted(fd, peer, sock, h)
-		case unix.EAGAIN:
-			return nil
-		case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-			s.count.accepts.Add(1)
-			s.pause(acceptPause)
-			return nil
-		case unix.EBADF, unix.EINVAL, unix.ENOTSOCK, unix.EFAULT:
-			return fmt.Errorf("accept on %s: %w", sock.local, err)
-		case unix.EINTR, unix.ECONNABORTED:
-		default:
-			s.count.accepts.Add(1)
-		}
-	}
-	return nil
-}
-
-// pause waits for d or the end of the loop.
-func (s *Set) pause(d time.Duration) {
-	fds := []unix.PollFd{{Fd: int32(s.wake), Events: unix.POLLIN}}
-	_, _ = unix.Poll(fds, int(d.Milliseconds()))
-}
-
-// A deadConn was reset before it was looked at: the kernel has forgotten whose
-// it was, but accept(2) told.
-type deadConn struct {
-	net.Conn
-	peer net.Addr
-}
-
-// RemoteAddr is never nil.
-func (c deadConn) RemoteAddr() net.Addr { return c.peer }
-
-// peerAddr is the address of accept(2) in Go's form.
-func peerAddr(sa unix.Sockaddr) net.Addr {
-	switch sa := sa.(type) {
-	case *unix.SockaddrInet4:
-		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
-	case *unix.SockaddrInet6:
-		return &net.TCPAddr{IP: sa.Addr[:], Port: sa.Port}
-	}
-	return &net.TCPAddr{}
-}
-
-func (s *Set) accepted(fd int, peer unix.Sockaddr, sock *socket, h Handler) {
-	f := os.NewFile(uintptr(fd), "tcp")
-	defer f.Close()
-	if s.conns.full() {
-		s.count.refused.Add(1)
-		return
-	}
-	c, err := plaintcp.FileConn(f)
-	if err != nil {
-		s.count.accepts.Add(1)
-		return
-	}
-	if local, ok := c.LocalAddr().(*net.TCPAddr); sock.steered && (!ok || !s.tcpMap.has(uint16(local.Port))) {
-		c.Close() // somebody on this host found the socket that ports are steered to
-		return
-	}
-	if c.RemoteAddr() == nil {
-		c = deadConn{c, peerAddr(peer)}
-	}
-	s.count.conns.Add(1)
-	s.conns.serve(c, h)
-}
-
 func (s *Set) readLoop(h Handler) error {
 	events := make([]unix.EpollEvent, batchSize)
 	in, out := newReadBatch(), &answerer{set: s}
 	for {
-		ready, more, err := s.wait(s.polls[1], events)
+		ready, more, err := s.wait(s.epoll, events)
 		if err != nil || !more {
 			return err
 		}

@@ -150,7 +150,7 @@ func (s *Set) Serve(ctx context.Context, h Handler) error {
 
 	var loops sync.WaitGroup
 	for _, l := range s.listeners {
-		loops.Go(func() { s.acceptLoop(ctx, l, h) })
+		loops.Go(func() { _ = s.conns.accept(ctx, l, func(net.Conn) bool { return true }, &s.count, h) })
 	}
 	for _, p := range s.packets {
 		loops.Go(func() { s.readLoop(ctx, p, h) })
@@ -163,40 +163,6 @@ func (s *Set) Serve(ctx context.Context, h Handler) error {
 	loops.Wait()
 	s.conns.shutdown()
 	return nil
-}
-
-// acceptPause is how long accepting rests after a failure.
-const acceptPause = 20 * time.Millisecond
-
-func (s *Set) acceptLoop(ctx context.Context, l net.Listener, h Handler) {
-	for {
-		c, err := l.Accept()
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				c.Close()
-			}
-			return
-		case err != nil:
-			s.count.accepts.Add(1)
-			pause(ctx, acceptPause)
-		case s.conns.full():
-			s.count.refused.Add(1)
-			c.Close()
-		default:
-			s.count.conns.Add(1)
-			s.conns.serve(c, h)
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 // readLoop gives the socket's address as the one aimed at, which for an

@@ -1,13 +1,18 @@
 package steer
 
 import (
+	"cmp"
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/scenarios"
 )
 
@@ -26,8 +31,17 @@ type socket struct {
 	fd        int
 	transport scenarios.Transport
 	local     netip.AddrPort
-	steered   bool   // gets what is aimed at other ports than its own
-	drops     uint32 // what the kernel counted when it last told
+	steered   bool             // gets what is aimed at other ports than its own
+	drops     uint32           // what the kernel counted when it last told
+	listener  *net.TCPListener // of TCP; it owns the descriptor
+}
+
+func (s *socket) close() {
+	if s.listener != nil {
+		s.listener.Close()
+		return
+	}
+	unix.Close(s.fd)
 }
 
 // A sockOpt is a socket option with a whole number.
@@ -69,7 +83,7 @@ func transparent(v4 bool) sockOpt {
 	return sockOpt{unix.IPPROTO_IPV6, unix.IPV6_TRANSPARENT, 1}
 }
 
-// newSocket makes a socket of typ for a's family, without Multipath TCP.
+// newSocket makes a socket of typ for a's family.
 func newSocket(a netip.Addr, typ, protocol int, opts []sockOpt) (int, error) {
 	family := unix.AF_INET6
 	if a.Is4() {
@@ -81,70 +95,94 @@ func newSocket(a netip.Addr, typ, protocol int, opts []sockOpt) (int, error) {
 	if err != nil {
 		return -1, fmt.Errorf("socket: %w", err)
 	}
-	for _, o := range opts {
-		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
-			unix.Close(fd)
-			return -1, fmt.Errorf("socket option %d/%d: %w", o.level, o.name, err)
-		}
+	if err := setAll(fd, opts); err != nil {
+		unix.Close(fd)
+		return -1, err
 	}
 	return fd, nil
+}
+
+func setAll(fd int, opts []sockOpt) error {
+	for _, o := range opts {
+		if err := unix.SetsockoptInt(fd, o.level, o.name, o.value); err != nil {
+			return fmt.Errorf("socket option %d/%d: %w", o.level, o.name, err)
+		}
+	}
+	return nil
 }
 
 // bind makes a listening TCP socket or a UDP socket. Its errors do not name
 // the port, so that they can be told together.
 func bind(t scenarios.Transport, at netip.AddrPort, steered bool, opts ...sockOpt) (*socket, error) {
-	typ, protocol := unix.SOCK_STREAM|unix.SOCK_NONBLOCK, unix.IPPROTO_TCP
-	if t == scenarios.UDP {
-		// Blocking: reads ask not to wait, writes wait for the send timeout.
-		typ, protocol = unix.SOCK_DGRAM, unix.IPPROTO_UDP
-		opts = append(opts, receiveOpts(at.Addr().Is4())...)
-		if at.Addr().IsUnspecified() {
-			opts = append(opts, freebind(at.Addr().Is4())) // for answers from what is local by a route
-		}
-	} else {
-		opts = append(opts, sockOpt{unix.SOL_SOCKET, unix.SO_REUSEADDR, 1})
-	}
-	fd, err := newSocket(at.Addr(), typ, protocol, opts)
-	if err != nil {
-		return nil, err
-	}
+	s := &socket{transport: t, steered: steered}
+	do := s.receive
 	if t == scenarios.TCP {
-		// Acknowledgements ride on answers, from the first one on (tcp(7)).
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
-		_ = unix.SetsockoptInt(fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1) // older kernels do not tell how a SYN arrived
+		do = s.listen
 	}
-	s := &socket{fd: fd, transport: t, steered: steered}
-	if err := s.start(at); err != nil {
-		unix.Close(fd)
+	if err := do(at, opts); err != nil {
 		return nil, err
-	}
-	return s, nil
-}
-
-func (s *socket) start(at netip.AddrPort) error {
-	if err := unix.Bind(s.fd, sockaddr(at)); err != nil {
-		return fmt.Errorf("bind %s: %w", at.Addr(), err)
-	}
-	if s.transport == scenarios.TCP {
-		if err := unix.Listen(s.fd, 1<<16-1); err != nil { // the kernel cuts it to net.core.somaxconn
-			return fmt.Errorf("listen on %s: %w", at.Addr(), err)
-		}
-		// From now on calls may leave from this port, as an FTP server's do; not
-		// before, when it would let a second reflector have the port as well.
-		_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
-	} else {
-		size := singleBuffer
-		if s.steered {
-			size = steeredBuffer
-		}
-		receiveBuffer(s.fd, size)
-		setSendTimeout(s.fd)
 	}
 	name, err := unix.Getsockname(s.fd)
 	if err != nil {
-		return fmt.Errorf("getsockname: %w", err)
+		s.close()
+		return nil, fmt.Errorf("getsockname: %w", err)
 	}
 	s.local = addrPort(name)
+	return s, nil
+}
+
+// listen makes a listening TCP socket, whose connections Go accepts.
+func (s *socket) listen(at netip.AddrPort, opts []sockOpt) error {
+	lc := plaintcp.ListenConfig()
+	lc.Control = func(_, _ string, raw syscall.RawConn) (err error) {
+		failed := raw.Control(func(fd uintptr) {
+			s.fd = int(fd)
+			err = setAll(s.fd, opts)
+			_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_SAVE_SYN, 1) // older kernels do not tell how a SYN arrived
+		})
+		return cmp.Or(failed, err)
+	}
+	family := "tcp6"
+	if at.Addr().Is4() {
+		family = "tcp4"
+	}
+	l, err := lc.Listen(context.Background(), family, at.String())
+	if err != nil {
+		if op, ok := errors.AsType[*net.OpError](err); ok {
+			err = op.Err // without the port
+		}
+		return fmt.Errorf("listen on %s: %w", at.Addr(), err)
+	}
+	s.listener = l.(*net.TCPListener)
+	// Acknowledgements ride on answers, from the first one on (tcp(7)). Listening
+	// would forget it.
+	_ = unix.SetsockoptInt(s.fd, unix.IPPROTO_TCP, unix.TCP_QUICKACK, 0)
+	// From now on calls may leave from this port, as an FTP server's do; not
+	// before, when it would let a second reflector have the port as well.
+	_ = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 1)
+	return nil
+}
+
+// receive makes a UDP socket.
+func (s *socket) receive(at netip.AddrPort, opts []sockOpt) (err error) {
+	opts = append(opts, receiveOpts(at.Addr().Is4())...)
+	if at.Addr().IsUnspecified() {
+		opts = append(opts, freebind(at.Addr().Is4())) // for answers from what is local by a route
+	}
+	// Blocking: reads ask not to wait, writes wait for the send timeout.
+	if s.fd, err = newSocket(at.Addr(), unix.SOCK_DGRAM, unix.IPPROTO_UDP, opts); err != nil {
+		return err
+	}
+	if err := unix.Bind(s.fd, sockaddr(at)); err != nil {
+		unix.Close(s.fd)
+		return fmt.Errorf("bind %s: %w", at.Addr(), err)
+	}
+	size := singleBuffer
+	if s.steered {
+		size = steeredBuffer
+	}
+	receiveBuffer(s.fd, size)
+	setSendTimeout(s.fd)
 	return nil
 }
 

@@ -28,13 +28,13 @@ func (w waker) drain() {
 	_, _ = unix.Read(int(w), make([]byte, 8))
 }
 
-// whenDone wakes when ctx ends. The function it returns gives that up, or
-// waits until it is over.
-func (w waker) whenDone(ctx context.Context) (giveUp func()) {
+// whenDone calls do when ctx ends. The function it returns gives that up, or waits
+// until it is over.
+func whenDone(ctx context.Context, do func()) (giveUp func()) {
 	over := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(over)
-		w.wake()
+		do()
 	})
 	return func() {
 		if !stop() {
