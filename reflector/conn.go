@@ -39,13 +39,13 @@ const (
 // carry control, TLS, STUN and the plain exchange.
 func (r *Reflector) Conn(c net.Conn) {
 	defer c.Close()
-	from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
+	from := unmapped(c.RemoteAddr())
 	if !r.conns.enter(from.Addr()) {
 		return
 	}
 	defer r.conns.leave(from.Addr())
 	c = protocol.Patient(c, false)
-	if r.converse(c, unmap(from)) {
+	if r.converse(c, from) {
 		protocol.Part(r.ctx, c, lastBytes) // the near end may still have most of what was sent before it
 	}
 }
@@ -99,14 +99,15 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 		}
 		return []wire.Event{e}
 	}
+	c.SetReadDeadline(time.Time{})
 	if known := protocol.Claim(p.peek, inTLS); known != nil {
 		return known.TCP.Serve(ctx, p, u.in(protocol.StageToken))
 	}
 	if head[0] < 2 && r.isSTUN(p) {
 		u.claim(nil) // of what it is used for the relay tells
-		from, _ := netip.ParseAddrPort(c.RemoteAddr().String())
-		r.inside.Store(unmap(from), protocol.Inside(ctx))
-		defer r.inside.Delete(unmap(from))
+		from := unmapped(c.RemoteAddr())
+		r.inside.Store(from, protocol.Inside(ctx))
+		defer r.inside.Delete(from)
 		first, _ := p.r.Peek(p.r.Buffered())
 		e.BytesIn, e.Digest = int64(len(first)), digest(first)
 		if errors.Is(r.relay.Conn(p), relay.ErrFrame) {
@@ -123,8 +124,8 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 // greeter is the protocol in which the far end speaks first on the port that a
 // connection was aimed at, nil when there is none.
 func (r *Reflector) greeter(c net.Conn, inTLS bool) *protocol.Protocol {
-	at, _ := netip.ParseAddrPort(c.LocalAddr().String())
-	return protocol.Named(r.cfg.Speaks[protocol.Port{Transport: scenarios.TCP, Number: at.Port(), Inside: inTLS}])
+	at := unmapped(c.LocalAddr()).Port()
+	return protocol.Named(r.cfg.Speaks[protocol.Port{Transport: scenarios.TCP, Number: at, Inside: inTLS}])
 }
 
 // isSTUN looks for the magic cookie (RFC 8489 section 5).
@@ -183,8 +184,8 @@ func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, er
 	if err != nil {
 		return m, nil, err
 	}
-	if ap, err := netip.ParseAddrPort(from.String()); err == nil && m.Kind == wire.Request {
-		r.sessions.touch(s, ap.Addr())
+	if from := unmapped(from); from.IsValid() && m.Kind == wire.Request {
+		r.sessions.touch(s, from.Addr())
 	}
 	return m, s.keysFor(m), nil
 }
@@ -273,6 +274,10 @@ type peeked struct {
 
 // peek is protocol.Peek.
 func (p *peeked) peek(n int) []byte {
+	if p.r.Buffered() >= n {
+		b, _ := p.r.Peek(n)
+		return b
+	}
 	p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
 	defer p.Conn.SetReadDeadline(time.Time{})
 	b, _ := p.r.Peek(n)
