@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"syscall"
 
@@ -148,10 +149,13 @@ func (s *socket) listen(at netip.AddrPort, opts []sockOpt) error {
 	}
 	l, err := lc.Listen(context.Background(), family, at.String())
 	if err != nil {
-		if op, ok := errors.AsType[*net.OpError](err); ok {
-			err = op.Err // without the port
+		if call, ok := errors.AsType[*os.SyscallError](err); ok {
+			return fmt.Errorf("%s %s: %w", call.Syscall, at.Addr(), call.Err)
 		}
-		return fmt.Errorf("listen on %s: %w", at.Addr(), err)
+		if op, ok := errors.AsType[*net.OpError](err); ok {
+			err = op.Err
+		}
+		return err
 	}
 	s.listener = l.(*net.TCPListener)
 	// Acknowledgements ride on answers, from the first one on (tcp(7)). Listening
