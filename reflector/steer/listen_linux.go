@@ -39,7 +39,7 @@ type Set struct {
 	busy    bool
 	closed  bool
 	end     context.CancelFunc // of Serve
-	lent    map[uint16]int // UDP ports that others have for a while, and how many of them
+	lent    map[uint16]int     // UDP ports that others have for a while, and how many of them
 }
 
 // Listen binds every port of cfg, all or nothing: what cannot be bound is told
