@@ -7,6 +7,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -49,7 +50,7 @@ func (t *connTable) accept(ctx context.Context, l net.Listener, wanted func(net.
 				c.Close()
 			}
 			return nil
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed), errors.Is(err, syscall.EINVAL): // which says of accept(2) that the socket listens no more
 			return fmt.Errorf("accept on %s: %w", l.Addr(), err)
 		case err != nil:
 			n.accepts.Add(1)
