@@ -11,6 +11,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 )
 
 // queryTimeout bounds a DNS connection over TCP.
@@ -59,9 +61,7 @@ func (r *resolvers) listen() error {
 		return err
 	}
 	r.keep(udp)
-	var config net.ListenConfig
-	config.SetMultipathTCP(false)
-	tcp, err := config.Listen(context.Background(), "tcp4", resolverAddr)
+	tcp, err := plaintcp.ListenConfig().Listen(context.Background(), "tcp4", resolverAddr)
 	if err != nil {
 		return err
 	}

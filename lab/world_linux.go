@@ -20,7 +20,7 @@ type World struct {
 	config    Config
 	asked     Wiring // before anything was filled in
 	hosts     []*Host
-	wires     *namespace // holds the switches of the LAN and the WAN
+	wires     *namespace // holds what joins the hosts of a network: switches, or the wire that they share
 	resolvers resolvers
 	lock      *os.File // of a world that was joined
 	keeper    string   // the socket of the one who keeps its switches

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/wallprobe/wallprobe/internal/plaintcp"
 	"github.com/wallprobe/wallprobe/lab"
 )
 
@@ -89,8 +90,8 @@ func (t TCP) Open(h *lab.Host) (*TCPProxy, error) {
 
 // listen opens the same port for both families.
 func (p *TCPProxy) listen() error {
-	config := net.ListenConfig{Control: transparent}
-	config.SetMultipathTCP(false)
+	config := plaintcp.ListenConfig()
+	config.Control = transparent
 	v4, err := config.Listen(context.Background(), "tcp4", "0.0.0.0:0")
 	if err != nil {
 		return err
@@ -161,7 +162,8 @@ func (p *TCPProxy) forward(ctx context.Context, client *net.TCPConn) {
 	if p.box.To != nil {
 		aimed = p.box.To(aimed)
 	}
-	dialer := net.Dialer{Timeout: dialTimeout}
+	dialer := plaintcp.Dialer()
+	dialer.Timeout = dialTimeout
 	if p.box.AsClient {
 		dialer.Control, dialer.LocalAddr = transparent, &net.TCPAddr{IP: client.RemoteAddr().(*net.TCPAddr).IP}
 	}
