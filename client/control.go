@@ -5,7 +5,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -337,7 +336,7 @@ func sentence(err error) string {
 		}
 		err = o.Err
 	}
-	if errors.Is(err, io.EOF) {
+	if protocol.FaultOf(err) == protocol.FaultEOF {
 		return "the connection was closed"
 	}
 	return err.Error()

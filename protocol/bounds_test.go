@@ -213,7 +213,7 @@ func ftpDrip(t *testing.T, near net.Conn, f *testFar, login func(*testing.T, net
 	if err != nil {
 		t.Fatalf("%q: %v", line, err)
 	}
-	client, server := addrPort(near.LocalAddr()), addrPort(near.RemoteAddr())
+	client, server := AddrPort(near.LocalAddr()), AddrPort(near.RemoteAddr())
 	fmt.Fprintf(near, "STOR %s\r\n", file)
 	data, err := f.mem.dial(t.Context(), netip.AddrPortFrom(client.Addr(), 0), netip.AddrPortFrom(server.Addr(), at.Port()))
 	if err != nil {

@@ -445,7 +445,7 @@ func (x Exchange) holdsToken(b []byte) bool {
 
 // queryType asks for an address of the family that is spoken.
 func queryType(to net.Addr) uint16 {
-	if ap, err := netip.ParseAddrPort(to.String()); err == nil && ap.Addr().Unmap().Is6() {
+	if AddrPort(to).Addr().Is6() {
 		return dns.TypeAAAA
 	}
 	return dns.TypeA
@@ -537,12 +537,6 @@ func answerQuery(q *dns.Msg, from net.Addr, far Far) (*dns.Msg, wire.Message, *w
 		return nil, m, nil, err
 	}
 	r := m
-	r.Kind, r.Seen, r.Time = wire.Reply, endpoint(from), far.Now()
+	r.Kind, r.Seen, r.Time = wire.Reply, AddrPort(from), far.Now()
 	return dnsReply(q, m, textOf(&r, keys)), m, keys, nil
-}
-
-// endpoint is an address of either transport.
-func endpoint(a net.Addr) netip.AddrPort {
-	ap, _ := netip.ParseAddrPort(a.String()) // zero for what has none
-	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

@@ -200,7 +200,7 @@ func (f *ftpFar) forget() {
 
 func (f *ftpFar) enterPassive(verb, arg string) error {
 	f.forget()
-	at := addrPort(f.LocalAddr()).Addr()
+	at := AddrPort(f.LocalAddr()).Addr()
 	switch {
 	case verb == "PASV" && !at.Is4():
 		return f.say("425 PASV cannot name %s; use EPSV", at)
@@ -215,7 +215,7 @@ func (f *ftpFar) enterPassive(verb, arg string) error {
 		return f.say("425 no port for data: %v", err)
 	}
 	f.passive = l
-	port := addrPort(l.Addr()).Port()
+	port := AddrPort(l.Addr()).Port()
 	if verb == "PASV" {
 		return f.say("227 Entering Passive Mode (%s)", formatHostPort(netip.AddrPortFrom(at, port)))
 	}
@@ -231,7 +231,7 @@ func (f *ftpFar) enterActive(verb, arg string) error {
 		parse = parseExtended
 	}
 	to, err := parse(arg)
-	peer := addrPort(f.RemoteAddr()).Addr().WithZone("")
+	peer := AddrPort(f.RemoteAddr()).Addr().WithZone("")
 	switch {
 	case err != nil || !to.Addr().IsValid():
 		return f.say("501 not an address: %s", quotable(arg))
@@ -253,14 +253,14 @@ func (f *ftpFar) connect(ctx context.Context) (net.Conn, error) {
 	defer f.forget()
 	switch {
 	case f.passive != nil:
-		peer := addrPort(f.RemoteAddr()).Addr()
+		peer := AddrPort(f.RemoteAddr()).Addr()
 		c, strangers, err := acceptFrom(ctx, f.passive, peer)
 		if err != nil && len(strangers) > 0 {
 			err = fmt.Errorf("a data connection came from %s, but control from %s", strangers[0], peer)
 		}
 		return c, err
 	case f.active.IsValid():
-		from := netip.AddrPortFrom(addrPort(f.LocalAddr()).Addr(), dataPort)
+		from := netip.AddrPortFrom(AddrPort(f.LocalAddr()).Addr(), dataPort)
 		c, err := f.far.Dial(ctx, f.m, from, f.active)
 		switch {
 		case err == nil:

@@ -210,7 +210,7 @@ func (n *ftpNear) passive(command string) (net.Conn, error) {
 	}
 	// Never to anybody else than the far end, whatever a 227 names: clients that
 	// follow it can be sent anywhere.
-	to := netip.AddrPortFrom(addrPort(n.RemoteAddr()).Addr(), named.Port())
+	to := netip.AddrPortFrom(AddrPort(n.RemoteAddr()).Addr(), named.Port())
 	if named.Addr().IsValid() && named.Addr() != to.Addr() {
 		n.r.Detail = fmt.Sprintf("%s named %s; connected to %s as control is", ask, named, to)
 	}
@@ -247,7 +247,7 @@ func (n *ftpNear) active(command string) (net.Conn, error) {
 		return nil, err
 	}
 	defer l.Close()
-	at := addrPort(l.Addr())
+	at := AddrPort(l.Addr())
 	ask := "EPRT " + formatExtended(at)
 	if n.x.Variant == ftpActive {
 		if !at.Addr().Is4() {
@@ -267,7 +267,7 @@ func (n *ftpNear) active(command string) (net.Conn, error) {
 	}
 	ctx, cancel := context.WithTimeout(n.ctx, n.x.Stall)
 	defer cancel()
-	peer := addrPort(n.RemoteAddr()).Addr()
+	peer := AddrPort(n.RemoteAddr()).Addr()
 	c, strangers, err := acceptFrom(ctx, l, peer)
 	if err != nil {
 		if len(strangers) > 0 {
@@ -275,7 +275,7 @@ func (n *ftpNear) active(command string) (net.Conn, error) {
 		}
 		return nil, err
 	}
-	from := addrPort(c.RemoteAddr())
+	from := AddrPort(c.RemoteAddr())
 	if n.r.Step = fmt.Sprintf("%s, called from %s", ask, from); from.Port() != dataPort {
 		n.r.Detail = fmt.Sprintf("data came from port %d instead of %d", from.Port(), dataPort)
 	}
@@ -283,7 +283,7 @@ func (n *ftpNear) active(command string) (net.Conn, error) {
 }
 
 func (n *ftpNear) listen() (net.Listener, error) {
-	at := addrPort(n.LocalAddr()).Addr()
+	at := AddrPort(n.LocalAddr()).Addr()
 	if n.x.Listen != nil {
 		return n.x.Listen(at)
 	}
@@ -305,7 +305,7 @@ func acceptFrom(ctx context.Context, l net.Listener, from netip.Addr) (c net.Con
 			}
 			return nil, strangers, err
 		}
-		peer := addrPort(c.RemoteAddr())
+		peer := AddrPort(c.RemoteAddr())
 		if peer.Addr().WithZone("") == from.WithZone("") {
 			return c, strangers, nil
 		}

@@ -140,7 +140,7 @@ func FuzzNearEnds(f *testing.F) {
 			x := far.exchange()
 			x.Variant, x.Bytes, x.Listen = p.variant, 10, mem.listen
 			x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-				return mem.dial(ctx, netip.AddrPortFrom(addrPort(c.LocalAddr()).Addr(), 0), to)
+				return mem.dial(ctx, netip.AddrPortFrom(AddrPort(c.LocalAddr()).Addr(), 0), to)
 			}
 			r := p.TCP.Probe(t.Context(), c, x)
 			c.Close()

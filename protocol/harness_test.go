@@ -322,7 +322,7 @@ func play(t *testing.T, over network, p spoken, f *testFar, x Exchange, b box) (
 	res := p.TCP.Probe(t.Context(), near, x)
 	near.Close()
 	wg.Wait()
-	base := wire.Event{Time: farClock, Transport: scenarios.TCP, Remote: addrPort(far.RemoteAddr()), Local: addrPort(far.LocalAddr())}
+	base := wire.Event{Time: farClock, Transport: scenarios.TCP, Remote: AddrPort(far.RemoteAddr()), Local: AddrPort(far.LocalAddr())}
 	return res, base, events
 }
 
@@ -331,7 +331,7 @@ func (f *testFar) inMemory(x *Exchange, near net.Conn) {
 	f.mem = &memoryNet{}
 	x.Listen = f.mem.listen
 	x.Dial = func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-		return f.mem.dial(ctx, netip.AddrPortFrom(addrPort(near.LocalAddr()).Addr(), 0), to)
+		return f.mem.dial(ctx, netip.AddrPortFrom(AddrPort(near.LocalAddr()).Addr(), 0), to)
 	}
 }
 

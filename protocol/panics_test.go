@@ -85,7 +85,7 @@ func TestPanicsAnywhereComeOutWhereTheProtocolIsServed(t *testing.T) {
 				f.mem = &memoryNet{}
 				x := f.exchange()
 				x.Variant, x.Bytes, x.Listen, x.Dial = p.variant, 3000, f.mem.listen, func(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
-					return f.mem.dial(ctx, addrPort(near.LocalAddr()), to)
+					return f.mem.dial(ctx, AddrPort(near.LocalAddr()), to)
 				}
 				var out any
 				var wg sync.WaitGroup

@@ -355,7 +355,7 @@ func serveIdle(c net.Conn, keys *wire.Keys, reply wire.Message) error {
 
 // Arrived begins the event of a connection.
 func Arrived(c net.Conn, now time.Time) wire.Event {
-	return wire.Event{Time: now, Transport: scenarios.TCP, Remote: addrPort(c.RemoteAddr()), Local: addrPort(c.LocalAddr()), Stage: StageConnect}
+	return wire.Event{Time: now, Transport: scenarios.TCP, Remote: AddrPort(c.RemoteAddr()), Local: AddrPort(c.LocalAddr()), Stage: StageConnect}
 }
 
 func failed(e wire.Event, err error) []wire.Event {
@@ -371,10 +371,14 @@ func digest(b []byte) string {
 	return hex.EncodeToString(sum[:])
 }
 
-func addrPort(a net.Addr) netip.AddrPort {
-	if t, ok := a.(*net.TCPAddr); ok {
-		ap := t.AddrPort()
-		return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
+// AddrPort is an address of either transport, zero for what has none.
+func AddrPort(a net.Addr) (ap netip.AddrPort) {
+	switch a := a.(type) {
+	case nil:
+	case interface{ AddrPort() netip.AddrPort }: // as net has them: nothing is spelled and read back
+		ap = a.AddrPort()
+	default:
+		ap, _ = netip.ParseAddrPort(a.String())
 	}
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }

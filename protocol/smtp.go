@@ -62,7 +62,7 @@ func (n *nearMail) smtpReply(code string) (lines []string, err error) {
 // ehlo says who calls and hears what the far end can. A client without a name
 // gives its address (RFC 5321 section 4.1.4).
 func (n *nearMail) ehlo() ([]string, error) {
-	if err := n.say("EHLO " + addressLiteral(addrPort(n.LocalAddr()).Addr())); err != nil {
+	if err := n.say("EHLO " + addressLiteral(AddrPort(n.LocalAddr()).Addr())); err != nil {
 		return nil, err
 	}
 	return n.smtpReply("250")

@@ -59,7 +59,7 @@ func AnswerToken(m wire.Message, k *wire.Keys, from net.Addr, far Far) string {
 
 // replyTo is the answer to a request over TCP.
 func replyTo(m wire.Message, from net.Addr, now time.Time) wire.Message {
-	m.Kind, m.Seen, m.Time = wire.Reply, addrPort(from), now
+	m.Kind, m.Seen, m.Time = wire.Reply, AddrPort(from), now
 	return m
 }
 

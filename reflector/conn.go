@@ -39,7 +39,7 @@ const (
 // carry control, TLS, STUN and the plain exchange.
 func (r *Reflector) Conn(c net.Conn) {
 	defer c.Close()
-	from := unmapped(c.RemoteAddr())
+	from := protocol.AddrPort(c.RemoteAddr())
 	if !r.conns.enter(from.Addr()) {
 		return
 	}
@@ -54,7 +54,7 @@ func (r *Reflector) Conn(c net.Conn) {
 // end had all that it asked for.
 func (r *Reflector) converse(c net.Conn, from netip.AddrPort) (done bool) {
 	seen := protocol.GotSYN(c)
-	told, ends := new(told), tuple{from, unmapped(c.LocalAddr())}
+	told, ends := new(told), tuple{from, protocol.AddrPort(c.LocalAddr())}
 	defer r.unproven.remove(ends)
 	defer told.left(ends)
 	for _, e := range r.guarded(context.WithValue(r.ctx, toldKey{}, told), c) {
@@ -105,7 +105,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 	}
 	if head[0] < 2 && r.isSTUN(p) {
 		u.claim(nil) // of what it is used for the relay tells
-		from := unmapped(c.RemoteAddr())
+		from := protocol.AddrPort(c.RemoteAddr())
 		r.inside.Store(from, protocol.Inside(ctx))
 		defer r.inside.Delete(from)
 		first, _ := p.r.Peek(p.r.Buffered())
@@ -124,7 +124,7 @@ func (r *Reflector) stream(ctx context.Context, c net.Conn, inTLS bool) []wire.E
 // greeter is the protocol in which the far end speaks first on the port that a
 // connection was aimed at, nil when there is none.
 func (r *Reflector) greeter(c net.Conn, inTLS bool) *protocol.Protocol {
-	at := unmapped(c.LocalAddr()).Port()
+	at := protocol.AddrPort(c.LocalAddr()).Port()
 	return protocol.Named(r.cfg.Speaks[protocol.Port{Transport: scenarios.TCP, Number: at, Inside: inTLS}])
 }
 
@@ -184,7 +184,7 @@ func (r *Reflector) Prove(p []byte, from net.Addr) (wire.Message, *wire.Keys, er
 	if err != nil {
 		return m, nil, err
 	}
-	if from := unmapped(from); from.IsValid() && m.Kind == wire.Request {
+	if from := protocol.AddrPort(from); from.IsValid() && m.Kind == wire.Request {
 		r.sessions.touch(s, from.Addr())
 	}
 	return m, s.keysFor(m), nil
@@ -274,12 +274,10 @@ type peeked struct {
 
 // peek is protocol.Peek.
 func (p *peeked) peek(n int) []byte {
-	if p.r.Buffered() >= n {
-		b, _ := p.r.Peek(n)
-		return b
+	if p.r.Buffered() < n {
+		p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
+		defer p.Conn.SetReadDeadline(time.Time{})
 	}
-	p.Conn.SetReadDeadline(time.Now().Add(firstBytes))
-	defer p.Conn.SetReadDeadline(time.Time{})
 	b, _ := p.r.Peek(n)
 	return b
 }

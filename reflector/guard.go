@@ -67,12 +67,3 @@ func (r *Reflector) guarded(ctx context.Context, c net.Conn) (events []wire.Even
 	}()
 	return r.stream(ctx, c, false)
 }
-
-// unmapped is an address of net, zero for one that has no port.
-func unmapped(a net.Addr) netip.AddrPort {
-	if a, ok := a.(interface{ AddrPort() netip.AddrPort }); ok {
-		return unmap(a.AddrPort())
-	}
-	ap, _ := netip.ParseAddrPort(a.String())
-	return unmap(ap)
-}
