@@ -28,6 +28,9 @@ type Key [32]byte
 
 const keyPrefix = "wp1-"
 
+// wholeKey is what to do about a text that is not a key.
+const wholeKey = "; copy the whole line that the reflector printed"
+
 var keyText = base32.NewEncoding("abcdefghijklmnopqrstuvwxyz234567").WithPadding(base32.NoPadding)
 
 // NewKey makes a random key.
@@ -48,19 +51,19 @@ func ParseKey(s string) (Key, error) {
 	var k Key
 	text, ok := strings.CutPrefix(strings.ToLower(strings.Join(strings.Fields(s), "")), keyPrefix)
 	if !ok {
-		return k, errors.New("not a wallprobe key: it begins with " + keyPrefix)
+		return k, errors.New("not a wallprobe key: a key begins with " + keyPrefix + wholeKey)
 	}
 	want := keyText.EncodedLen(len(k) + 2)
 	if len(text) != want {
-		return k, fmt.Errorf("not a wallprobe key: %d characters follow %s, there should be %d; copy the whole line that the reflector printed", len(text), keyPrefix, want)
+		return k, fmt.Errorf("not a wallprobe key: %d characters follow %s, there should be %d%s", len(text), keyPrefix, want, wholeKey)
 	}
 	b, err := keyText.DecodeString(text)
 	if err != nil {
-		return k, errors.New("not a wallprobe key: it holds only a-z and 2-7")
+		return k, errors.New("not a wallprobe key: a key holds only a-z and 2-7" + wholeKey)
 	}
 	copy(k[:], b)
 	if sum := sha256.Sum256(k[:]); !hmac.Equal(sum[:2], b[len(k):]) {
-		return Key{}, errors.New("the key has a typing error: its checksum does not fit")
+		return Key{}, errors.New("the key has a typing error: its checksum does not fit" + wholeKey)
 	}
 	return k, nil
 }

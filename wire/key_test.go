@@ -54,15 +54,15 @@ func TestNewKeysAreNeverAlike(t *testing.T) {
 
 func TestUnreadableKeysAreExplained(t *testing.T) {
 	for text, want := range map[string]string{
-		"":                               "not a wallprobe key: it begins with wp1-",
-		"secret":                         "not a wallprobe key: it begins with wp1-",
-		"wp2-" + testKeyText[4:]:         "not a wallprobe key: it begins with wp1-",
+		"":                               "not a wallprobe key: a key begins with wp1-; copy the whole line that the reflector printed",
+		"secret":                         "not a wallprobe key: a key begins with wp1-; copy the whole line that the reflector printed",
+		"wp2-" + testKeyText[4:]:         "not a wallprobe key: a key begins with wp1-; copy the whole line that the reflector printed",
 		"wp1-":                           "not a wallprobe key: 0 characters follow wp1-, there should be 55; copy the whole line that the reflector printed",
 		testKeyText[:len(testKeyText)-1]: "not a wallprobe key: 54 characters follow wp1-, there should be 55; copy the whole line that the reflector printed",
 		testKeyText + "a":                "not a wallprobe key: 56 characters follow wp1-, there should be 55; copy the whole line that the reflector printed",
-		testKeyText[:20] + "0" + testKeyText[21:]: "not a wallprobe key: it holds only a-z and 2-7",
-		testKeyText[:20] + "-" + testKeyText[21:]: "not a wallprobe key: it holds only a-z and 2-7",
-		testKeyText[:20] + "z" + testKeyText[21:]: "the key has a typing error: its checksum does not fit",
+		testKeyText[:20] + "0" + testKeyText[21:]: "not a wallprobe key: a key holds only a-z and 2-7; copy the whole line that the reflector printed",
+		testKeyText[:20] + "-" + testKeyText[21:]: "not a wallprobe key: a key holds only a-z and 2-7; copy the whole line that the reflector printed",
+		testKeyText[:20] + "z" + testKeyText[21:]: "the key has a typing error: its checksum does not fit; copy the whole line that the reflector printed",
 	} {
 		k, err := ParseKey(text)
 		if err == nil || k != (Key{}) {
